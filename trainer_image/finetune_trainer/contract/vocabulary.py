@@ -1,0 +1,161 @@
+"""The words that users, operator and trainer share. Where LLaMA-Factory has a name for a thing, it is that name."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Method(StrEnum):
+    """How the model is tuned."""
+
+    FULL = "full"
+    FREEZE = "freeze"
+    LORA = "lora"
+    QLORA = "qlora"
+    BITFIT = "bitfit"
+    PREFIX = "prefix"
+    PROMPT = "prompt"
+    ADAPTER = "adapter"
+    IA3 = "ia3"
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether low-rank adapters are trained."""
+        return self in (Method.LORA, Method.QLORA)
+
+    @property
+    def trains_base_weights(self) -> bool:
+        """Whether the selected tensors of the model itself are trained, rather than something beside them."""
+        return self in (Method.FULL, Method.FREEZE, Method.BITFIT)
+
+
+class DatasetFormat(StrEnum):
+    """How the rows of a data set are laid out."""
+
+    AUTO = "auto"
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    TEXT = "text"
+    PREFERENCE = "preference"
+
+
+class Overlong(StrEnum):
+    """What happens to a sample that is longer than the maximum length."""
+
+    TRUNCATE = "truncate"
+    DROP = "drop"
+
+
+class LoraVariant(StrEnum):
+    """Kind of low-rank adapter, or of its initialisation."""
+
+    STANDARD = "standard"
+    DORA = "dora"
+    RSLORA = "rslora"
+    PISSA = "pissa"
+    OLORA = "olora"
+    LORA_PLUS = "lora+"
+
+
+class LoraBias(StrEnum):
+    """Which biases are trained beside the adapters (PEFT's names)."""
+
+    NONE = "none"
+    ALL = "all"
+    LORA_ONLY = "lora_only"
+
+
+class QuantizationType(StrEnum):
+    """How the frozen base is stored."""
+
+    NF4 = "nf4"
+    FP4 = "fp4"
+    INT8 = "int8"
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+class ComputeDtype(StrEnum):
+    """What a quantized weight is expanded to for a matrix product."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class Scheduler(StrEnum):
+    """Learning rate over the run (the names of transformers)."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    POLYNOMIAL = "polynomial"
+    INVERSE_SQRT = "inverse_sqrt"
+
+
+class Optimizer(StrEnum):
+    """Optimizers by their usual names."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW = "paged_adamw"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+    ADAFACTOR = "adafactor"
+    SGD = "sgd"
+
+
+class Strategy(StrEnum):
+    """How the work is spread over processes."""
+
+    AUTO = "auto"
+    SINGLE = "single"
+    DDP = "ddp"
+    DEEPSPEED = "deepspeed"
+    FSDP = "fsdp"
+
+
+class OffloadTarget(StrEnum):
+    """Where sharded state is kept when the GPU has no room for it."""
+
+    NONE = "none"
+    CPU = "cpu"
+
+
+class Merge(StrEnum):
+    """Which stand-alone model is made beside the adapter."""
+
+    NONE = "none"
+    BASE16 = "base16"
+    DEQUANTIZED = "dequantized"
+
+
+class Unit(StrEnum):
+    """What `every` counts."""
+
+    STEP = "step"
+    EPOCH = "epoch"
+
+
+class UnfreezeOrder(StrEnum):
+    """Which end of the selected blocks starts to train first."""
+
+    TOP_DOWN = "top-down"
+    BOTTOM_UP = "bottom-up"
+
+
+class Metric(StrEnum):
+    """What evaluation computes on the held-out data."""
+
+    PERPLEXITY = "perplexity"
+    ACCURACY = "accuracy"
+    BLEU = "bleu"
+    ROUGE = "rouge"
