@@ -167,6 +167,11 @@ class EvaluationConfig(ContractModel):
     metrics: tuple[v.Metric, ...]
     compare_with_base: bool
     max_samples: int = 1000
+    """At most so many held-out samples are evaluated."""
+    generations: int = 2
+    """So many held-out prompts are answered by the base and by the tuned model, for people to read."""
+    max_new_tokens: int = 96
+    """Tokens of such an answer, at most."""
     gates: tuple[Gate, ...] = ()
 
 

@@ -89,12 +89,14 @@ class TerminationMessage(ContractModel):
         if len(self.to_json().encode()) <= TERMINATION_MESSAGE_LIMIT:
             return self.to_json()
 
-        # A character may take several bytes, and more once JSON escapes it: search for what fits rather than compute it.
+        # A character may take several bytes, and more once JSON escapes it: search for what fits.
         def shortened(keep: int) -> str:
             return self.model_copy(update={"message": self.message[:keep] + " [...]"}).to_json()
 
         keep = bisect.bisect_right(
-            range(len(self.message)), TERMINATION_MESSAGE_LIMIT, key=lambda n: len(shortened(n).encode())
+            range(min(len(self.message), TERMINATION_MESSAGE_LIMIT)),
+            TERMINATION_MESSAGE_LIMIT,
+            key=lambda n: len(shortened(n).encode()),
         )
         return shortened(max(0, keep - 1))
 
