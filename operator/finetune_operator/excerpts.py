@@ -1,0 +1,178 @@
+"""API objects to excerpts. Pure: the local cluster and the Kubernetes one read the same objects the same way.
+
+What an API server sends is not trusted to be complete: a missing or odd field becomes the excerpt's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, overload
+
+from finetune_operator import constants as c
+from finetune_operator.observed import (
+    JobRef,
+    ObservedAttempt,
+    ObservedCondition,
+    ObservedContainer,
+    ObservedJob,
+    ObservedPod,
+)
+
+Manifest = Mapping[str, Any]
+
+_POD_PHASES = frozenset({"Pending", "Running", "Succeeded", "Failed"})
+
+
+def observed_job(manifest: Manifest) -> ObservedJob:
+    """The excerpt of a FineTuneJob."""
+    meta = _mapping(manifest, "metadata")
+    return ObservedJob(
+        ref=JobRef(_text(meta, "namespace", "default"), _text(meta, "name")),
+        uid=_text(meta, "uid"),
+        generation=_integer(meta.get("generation"), 1),
+        resource_version=_text(meta, "resourceVersion"),
+        created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
+        deleting=meta.get("deletionTimestamp") is not None,
+        labels=_mapping(meta, "labels"),
+        annotations=_mapping(meta, "annotations"),
+        spec=_mapping(manifest, "spec"),
+        status=_mapping(manifest, "status"),
+    )
+
+
+def observed_attempt(manifest: Manifest) -> ObservedAttempt:
+    """The excerpt of a PyTorchJob."""
+    meta = _mapping(manifest, "metadata")
+    run_policy = _mapping(_mapping(manifest, "spec"), "runPolicy")
+    return ObservedAttempt(
+        name=_text(meta, "name"),
+        namespace=_text(meta, "namespace", "default"),
+        uid=_text(meta, "uid"),
+        owner_uid=owner_uid(manifest),
+        number=_integer(_mapping(meta, "labels").get(c.LABEL_ATTEMPT), 0),
+        created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
+        deleting=meta.get("deletionTimestamp") is not None,
+        suspended=run_policy.get("suspend") is True,
+        conditions=_conditions(_mapping(manifest, "status")),
+    )
+
+
+def observed_pod(manifest: Manifest) -> ObservedPod:
+    """The excerpt of a pod of a PyTorchJob.
+
+    A pod that the training operator has not labelled (somebody's copy of one) gets the role `worker`, so that it is
+    never taken for the master.
+    """
+    meta = _mapping(manifest, "metadata")
+    labels = _mapping(meta, "labels")
+    status = _mapping(manifest, "status")
+    phase = _text(status, "phase", "Pending")
+    return ObservedPod(
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        attempt=_integer(labels.get(c.LABEL_ATTEMPT), 0),
+        role="master" if _text(labels, c.LABEL_REPLICA_TYPE).lower() == "master" else "worker",
+        index=_integer(labels.get(c.LABEL_REPLICA_INDEX), 0),
+        phase=phase if phase in _POD_PHASES else "Unknown",
+        deleting=meta.get("deletionTimestamp") is not None,
+        reason=_text(status, "reason"),
+        message=_text(status, "message"),
+        node=_text(_mapping(manifest, "spec"), "nodeName"),
+        created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
+        conditions=_conditions(status),
+        containers=tuple(
+            _container(one)
+            for field in ("initContainerStatuses", "containerStatuses")
+            for one in _list(status, field)
+            if isinstance(one, Mapping)
+        ),
+    )
+
+
+def owner_uid(manifest: Manifest) -> str:
+    """UID of the FineTuneJob that controls an object; empty when none does."""
+    for owner in _list(_mapping(manifest, "metadata"), "ownerReferences"):
+        if not isinstance(owner, Mapping) or owner.get("kind") != c.KIND or owner.get("controller") is not True:
+            continue
+        # Whatever the version: an owner of an older one is the same job.
+        if _text(owner, "apiVersion").partition("/")[0] == c.GROUP:
+            return _text(owner, "uid")
+    return ""
+
+
+def parse_time(text: object) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time; None when it is not one."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _container(status: Manifest) -> ObservedContainer:
+    name, state = _text(status, "name"), _mapping(status, "state")
+    if "terminated" in state:
+        return _terminated(name, _mapping(state, "terminated"))
+    kind: Literal["waiting", "running"] = "running" if "running" in state else "waiting"
+    found = _mapping(state, kind)
+    return ObservedContainer(
+        name=name,
+        state=kind,
+        reason=_text(found, "reason"),
+        message=_text(found, "message"),
+        started_at=parse_time(found.get("startedAt")),
+    )
+
+
+def _terminated(name: str, found: Manifest) -> ObservedContainer:
+    return ObservedContainer(
+        name=name,
+        state="terminated",
+        exit_code=_integer(found.get("exitCode"), None),
+        reason=_text(found, "reason"),
+        message=_text(found, "message"),
+        started_at=parse_time(found.get("startedAt")),
+        finished_at=parse_time(found.get("finishedAt")),
+    )
+
+
+def _conditions(status: Manifest) -> dict[str, ObservedCondition]:
+    return {
+        _text(one, "type"): ObservedCondition(
+            status=_text(one, "status", "Unknown"), reason=_text(one, "reason"), message=_text(one, "message")
+        )
+        for one in _list(status, "conditions")
+        if isinstance(one, Mapping) and _text(one, "type")
+    }
+
+
+def _mapping(source: Manifest, name: str) -> Mapping[str, Any]:
+    value = source.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(source: Manifest, name: str) -> list[Any]:
+    value = source.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _text(source: Manifest, name: str, default: str = "") -> str:
+    value = source.get(name)
+    return value if isinstance(value, str) and value else default
+
+
+@overload
+def _integer(value: object, default: int) -> int: ...
+@overload
+def _integer(value: object, default: None) -> int | None: ...
+def _integer(value: object, default: int | None) -> int | None:
+    """Label values are text, other fields numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return default
+    try:
+        return int(value)
+    except ValueError:
+        return default

@@ -1,0 +1,58 @@
+"""What kopf calls: every event is put into the store and names a job. Decorators and one-line bodies, no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from finetune_operator import constants as c
+from finetune_operator.watch_store import Kind
+
+Sink = Callable[[Kind, str | None, dict[str, Any]], None]
+"""Called with the kind, kopf's event type (ADDED, MODIFIED, DELETED, or None for the first list) and the object."""
+
+CHILDREN = f"{c.LABEL_MANAGED_BY}={c.MANAGED_BY}"
+
+
+def registry(sink: Sink) -> kopf.OperatorRegistry:
+    """The handlers, bound to one sink."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(c.GROUP, c.VERSION, c.PLURAL, registry=handlers)
+    async def job(type: str | None, body: kopf.Body, **_: Any) -> None:
+        sink("FineTuneJob", type, dict(body))
+
+    @kopf.on.event("kubeflow.org", "v1", c.PYTORCHJOB_PLURAL, registry=handlers)
+    async def attempt(type: str | None, body: kopf.Body, **_: Any) -> None:
+        sink("PyTorchJob", type, dict(body))
+
+    @kopf.on.event("", "v1", "pods", registry=handlers)
+    async def pod(type: str | None, body: kopf.Body, **_: Any) -> None:
+        sink("Pod", type, dict(body))
+
+    return handlers
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf's settings: nothing is written on objects, and a silent connection is noticed."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    # Fewer rights: no list of CRDs and namespaces. A CRD that appears later is noticed by the resync.
+    chosen.scanning.disabled = True
+    chosen.watching.chunk_size = 250
+    chosen.watching.connect_timeout = 10
+    chosen.watching.server_timeout = 300
+    chosen.watching.client_timeout = 330
+    chosen.watching.inactivity_timeout = 70
+    chosen.watching.label_selectors["pods"] = CHILDREN
+    chosen.watching.label_selectors[c.PYTORCHJOB_PLURAL] = CHILDREN
+    chosen.networking.connect_timeout = 10
+    chosen.networking.request_timeout = 60
+    return chosen

@@ -1,0 +1,201 @@
+"""The only module that talks to an API server: `Cluster` over lightkube, with a store that watches and lists fill."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx2 as httpx
+from lightkube import ApiError, AsyncClient
+from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
+from lightkube.types import CascadeType, PatchType
+
+from finetune_operator import constants as c
+from finetune_operator import errors
+from finetune_operator.cluster import Event, ObjectRef
+from finetune_operator.observed import JobRef, Observed
+from finetune_operator.watch_store import Kind, WatchStore
+
+FineTuneJobs = create_namespaced_resource(c.GROUP, c.VERSION, c.KIND, c.PLURAL)
+PyTorchJobs = create_namespaced_resource("kubeflow.org", "v1", c.PYTORCHJOB_KIND, c.PYTORCHJOB_PLURAL)
+Pods = create_namespaced_resource("", "v1", "Pod", "pods")
+ConfigMaps = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")
+Events = create_namespaced_resource("", "v1", "Event", "events")
+
+Resource = type[GenericNamespacedResource]
+_WATCHED: dict[Kind, Resource] = {"FineTuneJob": FineTuneJobs, "PyTorchJob": PyTorchJobs, "Pod": Pods}
+_CREATED: dict[str, Resource] = {"PyTorchJob": PyTorchJobs, "ConfigMap": ConfigMaps}
+_PAGE = 250
+ALL_NAMESPACES = "*"
+
+
+class KubernetesCluster:
+    """`cluster.Cluster` over an API server."""
+
+    def __init__(
+        self, client: AsyncClient, store: WatchStore, *, namespaces: Sequence[str], count: Callable[[str, str], None]
+    ) -> None:
+        """
+        Args:
+            namespaces: to work in; empty means all.
+            count: called with verb and kind for every request.
+        """
+        self._client: Any = client  # lightkube's overloads leave generic resources out
+        self._store = store
+        self._namespaces = tuple(namespaces) or (ALL_NAMESPACES,)
+        self._count = count
+
+    def jobs(self) -> Sequence[JobRef]:
+        """Every job in the store."""
+        return self._store.jobs()
+
+    def observe(self, ref: JobRef) -> Observed | None:
+        """What is known of a job."""
+        return self._store.observe(ref)
+
+    async def sync(self) -> set[JobRef]:
+        """List everything anew, in pages, and bring the store up to it; the jobs that a page or a gap concerned.
+
+        A PyTorchJob list that fails because the kind is unknown counts as empty: the training operator is not
+        installed, which creating the first PyTorchJob will say.
+        """
+        touched: set[JobRef] = set()
+        for kind in _WATCHED:
+            for namespace in self._namespaces:
+                touched |= await self._list(kind, namespace)
+        return touched
+
+    async def _list(self, kind: Kind, namespace: str, ref: JobRef | None = None) -> set[JobRef]:
+        labels: dict[str, Any] | None = None
+        if kind != c.KIND:
+            labels = {c.LABEL_MANAGED_BY: c.MANAGED_BY} if ref is None else {c.LABEL_JOB: ref.name}
+        touched: set[JobRef] = set()
+        names: list[tuple[str, str]] = []
+        self._count("list", kind)
+        listing = self._client.list(_WATCHED[kind], namespace=namespace, chunk_size=_PAGE, labels=labels)
+        try:
+            async for item in listing:
+                meta = item["metadata"]
+                names.append((meta["namespace"], meta["name"]))
+                owner = self._store.put(kind, item)
+                if owner is not None:
+                    touched.add(owner)
+        except ApiError as error:
+            if kind == c.PYTORCHJOB_KIND and error.status.code == 404:
+                return touched
+            raise _translate(error, f"list {kind}") from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, f"list {kind}") from error
+        version = str(listing.resourceVersion or "0")
+        gone = self._store.forget_unlisted(kind, names, int(version) if version.isdigit() else 0, ref)
+        return touched | set(gone)
+
+    async def create(self, manifest: dict[str, Any]) -> None:
+        """Create a child and take the answer into the store, so that the next look sees it."""
+        kind, meta = manifest["kind"], manifest["metadata"]
+        what = f"create {kind} {meta['namespace']}/{meta['name']}"
+        self._count("create", kind)
+        try:
+            made = await self._client.create(_CREATED[kind].from_dict(manifest), namespace=meta["namespace"])
+        except ApiError as error:
+            raise _translate(error, what, creating=True) from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, what) from error
+        if kind == c.PYTORCHJOB_KIND:
+            self._store.put("PyTorchJob", made)
+
+    async def refresh(self, ref: JobRef) -> None:
+        """List a job's children anew."""
+        await self._list("PyTorchJob", ref.namespace, ref)
+        await self._list("Pod", ref.namespace, ref)
+
+    async def delete(self, target: ObjectRef) -> None:
+        """Delete a child; the garbage collector takes what it owns."""
+        self._count("delete", target.kind)
+        what = f"delete {target.kind} {target.namespace}/{target.name}"
+        try:
+            await self._client.delete(
+                _CREATED[target.kind], target.name, namespace=target.namespace, cascade=CascadeType.BACKGROUND
+            )
+        except ApiError as error:
+            if error.status.code != 404:
+                raise _translate(error, what) from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, what) from error
+
+    async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: dict[str, Any]) -> None:
+        """Merge into the status subresource; the API server compares UID and resource version."""
+        self._count("patch", f"{c.KIND}/status")
+        patch = {"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": status}
+        what = f"patch status of {ref}"
+        try:
+            changed = await self._client.patch(
+                FineTuneJobs.Status,
+                ref.name,
+                patch,
+                namespace=ref.namespace,
+                patch_type=PatchType.MERGE,
+                field_manager=c.FIELD_MANAGER,
+            )
+        except ApiError as error:
+            raise _translate(error, what) from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, what) from error
+        self._store.put("FineTuneJob", changed)
+
+    async def emit(self, ref: JobRef, uid: str, event: Event) -> None:
+        """Create an Event whose name is derived from what it says: the same event twice is one."""
+        digest = hashlib.sha256(f"{uid}/{event.reason}/{event.message}".encode()).hexdigest()[:16]
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        manifest = {
+            "metadata": {"name": f"{ref.name}.{digest}", "namespace": ref.namespace},
+            "involvedObject": {
+                "apiVersion": c.API_VERSION,
+                "kind": c.KIND,
+                "namespace": ref.namespace,
+                "name": ref.name,
+                "uid": uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": c.MANAGED_BY},
+            "reportingComponent": c.MANAGED_BY,
+        }
+        self._count("create", "Event")
+        try:
+            await self._client.create(Events.from_dict(manifest), namespace=ref.namespace)
+        except ApiError as error:
+            if error.status.code != 409:
+                raise _translate(error, f"create event for {ref}") from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, f"create event for {ref}") from error
+
+
+def _translate(error: ApiError, what: str, *, creating: bool = False) -> errors.ClusterError:
+    """The API server's answer as one of our errors; the one place that maps them."""
+    status = error.status
+    code = status.code or 0
+    after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+    kinds: dict[int, type[errors.ClusterError]] = {
+        403: errors.Forbidden,
+        404: errors.KindUnknown if creating and not _names_namespace(error) else errors.NotFound,
+        409: errors.AlreadyExists if status.reason == "AlreadyExists" else errors.Conflict,
+    }
+    kind = kinds.get(code, errors.ClusterError)
+    return kind(f"{what}: {status.message}", status=code, retry_after=float(after) if after.isdigit() else None)
+
+
+def _names_namespace(error: ApiError) -> bool:
+    """A create into a namespace that is gone is a 404 too, but its details name the namespace."""
+    details = error.status.details
+    return details is not None and details.kind == "namespaces"
+
+
+def _unanswered(error: BaseException, what: str) -> errors.ClusterError:
+    return errors.ClusterError(f"{what}: the API server did not answer: {type(error).__name__} {error}".rstrip())

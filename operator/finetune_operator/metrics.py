@@ -1,0 +1,122 @@
+"""Prometheus metrics. What can be read off the store is computed when it is scraped; only the rest is counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import Counter as PromCounter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from finetune_operator.constants import Phase
+from finetune_operator.observed import JobRef, ObservedJob
+
+_PHASES = (
+    Phase.PENDING,
+    Phase.QUEUED,
+    Phase.STARTING,
+    Phase.RUNNING,
+    Phase.RESTARTING,
+    Phase.SUSPENDED,
+    Phase.SUCCEEDED,
+    Phase.FAILED,
+)
+_PROGRESS = (
+    ("finetune_job_progress_ratio", "Share of a running job's steps that are done, 0 to 1", "percent", 0.01),
+    ("finetune_job_loss", "Training loss of a running job", "loss", 1.0),
+    ("finetune_job_tokens_per_second", "Tokens per second of a running job", "tokensPerSecond", 1.0),
+)
+
+
+class Metrics:
+    """The operator's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._reconcile = Histogram(
+            "finetune_reconcile_seconds",
+            "Time of one reconcile",
+            ["outcome"],
+            registry=self.registry,
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+        )
+        self._requests = PromCounter(
+            "finetune_api_requests", "Requests to the API server", ["verb", "kind"], registry=self.registry
+        )
+        self._failures = PromCounter(
+            "finetune_attempt_failures", "Failed attempts by reason", ["reason"], registry=self.registry
+        )
+
+    def count_request(self, verb: str, kind: str) -> None:
+        """One request to the API server."""
+        self._requests.labels(verb, kind).inc()
+
+    def count_failure(self, reason: str) -> None:
+        """One failed attempt."""
+        self._failures.labels(reason).inc()
+
+    def observe_reconcile(self, outcome: str, seconds: float) -> None:
+        """One reconcile: `ok` or `error`."""
+        self._reconcile.labels(outcome).observe(seconds)
+
+    def watch(
+        self,
+        refs: Callable[[], Iterable[JobRef]],
+        job: Callable[[JobRef], ObservedJob | None],
+        depth: Callable[[], int],
+    ) -> None:
+        """Compute the gauges from a store, and the depth of the queue, at every scrape."""
+        self.registry.register(_StoreCollector(refs, job, depth))
+
+
+class _StoreCollector(Collector):
+    def __init__(
+        self,
+        refs: Callable[[], Iterable[JobRef]],
+        job: Callable[[JobRef], ObservedJob | None],
+        depth: Callable[[], int],
+    ) -> None:
+        self._refs, self._job, self._depth = refs, job, depth
+
+    def collect(self) -> Iterator[Metric]:
+        phases: Counter[str] = Counter()
+        families = [GaugeMetricFamily(name, text, labels=["namespace", "job"]) for name, text, _, _ in _PROGRESS]
+        for ref in self._refs():
+            observed = self._job(ref)
+            if observed is None:
+                continue
+            phase = observed.status.get("phase") or Phase.PENDING
+            phases[phase] += 1
+            progress = observed.status.get("progress") or {}
+            if phase != Phase.RUNNING:
+                continue
+            for family, (_, _, field, scale) in zip(families, _PROGRESS, strict=True):
+                if isinstance(progress.get(field), int | float):
+                    family.add_metric([ref.namespace, ref.name], progress[field] * scale)
+        jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
+        for name in _PHASES:
+            jobs.add_metric([name], phases[name])
+        depth = GaugeMetricFamily("finetune_queue_depth", "Jobs that wait for a reconcile")
+        depth.add_metric([], self._depth())
+        yield from (jobs, depth, *families)
+
+
+class Heartbeat:
+    """When the reconcile loop last turned: the liveness probe fails when it stands still."""
+
+    def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit_seconds
+        self._clock = clock
+        self._last = clock()
+
+    def beat(self) -> None:
+        """The loop turned."""
+        self._last = self._clock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it turned within the limit."""
+        return self._clock() - self._last < self._limit
