@@ -1,0 +1,126 @@
+"""The store keeps the newest version of everything, whatever order the events come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator import constants as c
+from finetune_operator.observed import JobRef
+from finetune_operator.watch_store import WatchStore, job_of
+
+REF = JobRef("team", "tune")
+
+
+def job(version: int, phase: str = "", name: str = "tune") -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "team", "uid": "u1", "resourceVersion": str(version)},
+        "spec": {},
+        "status": {"phase": phase},
+    }
+
+
+def child(kind: str, name: str, version: int, **meta: Any) -> dict[str, Any]:
+    labels = {c.LABEL_JOB: "tune", c.LABEL_ATTEMPT: "1"}
+    return {
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": "team",
+            "uid": f"uid-{name}",
+            "resourceVersion": str(version),
+            "labels": labels,
+        }
+        | meta,
+    }
+
+
+def test_a_job_that_was_never_seen_is_not_observed() -> None:
+    store = WatchStore()
+    store.put("PyTorchJob", child("PyTorchJob", "tune-1", 5))
+    assert store.observe(REF) is None
+    assert list(store.jobs()) == []
+
+
+def test_children_arrive_before_their_job() -> None:
+    store = WatchStore()
+    store.put("Pod", child("Pod", "tune-1-master-0", 6))
+    store.put("PyTorchJob", child("PyTorchJob", "tune-1", 5))
+    store.put("FineTuneJob", job(4))
+    observed = store.observe(REF)
+    assert observed is not None
+    assert [a.name for a in observed.attempts] == ["tune-1"]
+    assert [p.name for p in observed.pods] == ["tune-1-master-0"]
+
+
+@given(st.permutations([1, 2, 3, 9, 10]))
+def test_the_newest_version_wins_in_any_order(order: list[int]) -> None:
+    store = WatchStore()
+    for version in order:
+        store.put("FineTuneJob", job(version, phase=f"v{version}"))
+    observed = store.job(REF)
+    # 10 is newer than 9: versions are compared as numbers, not as text.
+    assert observed is not None and observed.status["phase"] == "v10"
+
+
+def test_a_list_drops_what_it_no_longer_has_but_nothing_newer() -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("Pod", child("Pod", "old", 5))
+    store.put("Pod", child("Pod", "kept", 6))
+    store.put("Pod", child("Pod", "newer-than-the-list", 20))
+    gone = store.forget_unlisted("Pod", [("team", "kept")], version=10)
+    assert gone == [REF]
+    assert {p.name for p in store.pods(REF)} == {"kept", "newer-than-the-list"}
+
+
+def test_a_list_of_one_job_leaves_other_jobs_alone() -> None:
+    store = WatchStore()
+    other = child("Pod", "other", 5)
+    other["metadata"]["labels"] = {c.LABEL_JOB: "another"}
+    store.put("Pod", other)
+    store.put("Pod", child("Pod", "mine", 5))
+    store.forget_unlisted("Pod", [], version=10, ref=REF)
+    assert store.pods(REF) == ()
+    assert len(store.pods(JobRef("team", "another"))) == 1
+
+
+def test_deletion_forgets_the_job_and_its_report() -> None:
+    from finetune_operator.observed import ProgressReport
+
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.report(REF, ProgressReport(received_at=1.0))
+    store.drop("FineTuneJob", job(2))
+    assert store.observe(REF) is None
+    store.put("FineTuneJob", job(3))
+    observed = store.observe(REF)
+    assert observed is not None and observed.report is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "manifest"),
+    [
+        ("Pod", {"metadata": {"name": "x", "namespace": "team"}}),
+        ("Pod", {"metadata": {"name": "x", "namespace": "team", "labels": None}}),
+        ("PyTorchJob", {}),
+        ("FineTuneJob", {"metadata": None}),
+    ],
+)
+def test_objects_of_nobody_are_ignored(kind: Any, manifest: dict[str, Any]) -> None:
+    assert job_of(kind, manifest) is None
+    assert WatchStore().put(kind, manifest) is None
+
+
+def test_a_pod_is_known_by_its_uid_too() -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("Pod", child("Pod", "tune-1-master-0", 6))
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") == (REF, 1)
+    assert store.owner_of_pod("team", "tune-1-master-0", "another-uid") is None
+    assert store.owner_of_pod("elsewhere", "tune-1-master-0", "uid-tune-1-master-0") is None
+    store.drop("Pod", child("Pod", "tune-1-master-0", 7))
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None
