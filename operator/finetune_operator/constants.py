@@ -82,6 +82,8 @@ class Reason:
 
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
+    NOT_PERMITTED = "NotPermitted"
+    """The cluster's administrator does not allow what the spec asks for."""
     NOT_SUPPORTED = "NotSupported"
 
     FITS = "Fits"
@@ -96,6 +98,12 @@ class Reason:
     TRAINING = "Training"
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     NAME_TAKEN = "NameTaken"
+    CREATE_REFUSED = "CreateRefused"
+    """The API server does not allow a child to be created: rights, quota or an admission policy."""
+    REJECTED = "Rejected"
+    """The API server says that a child is not valid."""
+    PREPARING = "Preparing"
+    RESUMING = "Resuming"
     RETRYING = "Retrying"
     SUSPENDED = "Suspended"
     STOPPING = "Stopping"

@@ -5,6 +5,7 @@ FinetuneError                 has a message for people: what, where, what to do
 +-- PlanningError             the job cannot be planned
 |   +-- ModelConfigUnavailable  config.json cannot be read from here
 |   +-- UnknownArchitecture     config.json is of a model we have no shape for
+|   +-- DoesNotFit              the job needs more GPU memory than there is
 +-- NotSupported              valid, but this version cannot do it
 +-- ClusterError              the API server (or the local one) refused or did not answer
     +-- NotFound
@@ -43,6 +44,10 @@ class UnknownArchitecture(PlanningError):
     """`config.json` describes a model whose shape we do not know."""
 
 
+class DoesNotFit(PlanningError):
+    """The job needs more GPU memory than there is; the message tells the need in parts, and what would fit."""
+
+
 class NotSupported(FinetuneError):
     """A valid job that this version cannot carry out."""
 
@@ -64,6 +69,18 @@ class NotFound(ClusterError):
 
 class AlreadyExists(ClusterError):
     """An object of this name is there."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        owner_uid: str | None = None,
+    ) -> None:
+        super().__init__(message, status=status, retry_after=retry_after)
+        self.owner_uid = owner_uid
+        """UID of the FineTuneJob that controls the object, empty when none does; None where it was not looked up."""
 
 
 class Conflict(ClusterError):

@@ -87,6 +87,7 @@ def observed_pod(manifest: Manifest) -> ObservedPod:
             for one in _list(status, field)
             if isinstance(one, Mapping)
         ),
+        job_uid=_text(labels, c.LABEL_JOB_UID),
     )
 
 
@@ -142,7 +143,10 @@ def _terminated(name: str, found: Manifest) -> ObservedContainer:
 def _conditions(status: Manifest) -> dict[str, ObservedCondition]:
     return {
         _text(one, "type"): ObservedCondition(
-            status=_text(one, "status", "Unknown"), reason=_text(one, "reason"), message=_text(one, "message")
+            status=_text(one, "status", "Unknown"),
+            reason=_text(one, "reason"),
+            message=_text(one, "message"),
+            since=parse_time(one.get("lastTransitionTime")),
         )
         for one in _list(status, "conditions")
         if isinstance(one, Mapping) and _text(one, "type")

@@ -8,7 +8,7 @@ from typing import Any
 import kopf
 
 from finetune_operator import constants as c
-from finetune_operator.watch_store import Kind
+from finetune_operator.kubernetes.store import Kind
 
 Sink = Callable[[Kind, str | None, dict[str, Any]], None]
 """Called with the kind, kopf's event type (ADDED, MODIFIED, DELETED, or None for the first list) and the object."""

@@ -45,6 +45,8 @@ class ObservedCondition:
     status: str
     reason: str = ""
     message: str = ""
+    since: float | None = None
+    """When its status last changed, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,9 @@ class ObservedPod:
     created_at: float = 0.0
     conditions: Mapping[str, ObservedCondition] = field(default_factory=dict)
     containers: tuple[ObservedContainer, ...] = ()
+    job_uid: str = ""
+    """UID of the FineTuneJob, from the pod's label; empty when it has none. A job of the same name that was deleted
+    may have left pods of the same names."""
 
     @property
     def active(self) -> bool:

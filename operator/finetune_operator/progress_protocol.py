@@ -22,6 +22,8 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_METRICS = 64
 MAX_NAME_LENGTH = 63
 MAX_REMAINING_SECONDS = 10 * 365 * 86_400
+_ALIASES = {"current_step": "step", "current_epoch": "epoch"}
+"""Names that KubeflowCallback has for what is called otherwise here."""
 
 
 class InvalidReport(FinetuneError):
@@ -70,7 +72,7 @@ def _metrics(value: object) -> Mapping[str, float]:
             raise InvalidReport('an entry of "metrics" is not an object with "name" and "value"')
         name, number = entry.get("name"), _number(entry.get("value"))
         if isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and number is not None:
-            metrics[name] = number
+            metrics[_ALIASES.get(name, name)] = number
     return metrics
 
 

@@ -40,6 +40,8 @@ class Permissions(ApiModel):
     """`model.trustRemoteCode`."""
     privileged_pod_template: bool = False
     """`trainer.podTemplate` may leave the restricted Pod Security level."""
+    local_files: bool = False
+    """`file:` URIs: only where the trainer shares this machine's file system, as with `finetune run`."""
 
 
 class Settings(ApiModel):
@@ -63,6 +65,14 @@ class Settings(ApiModel):
     """Port of metrics and probes; 0 takes a free one."""
     progress_port: int = Field(default=8443, ge=0, le=65535)
     """Port of the progress server; 0 takes a free one."""
+    listen_address: str = "0.0.0.0"
+    """Address that both servers listen on."""
+    progress_tls_cert: str | None = None
+    """PEM file with the progress server's certificate; without it the server speaks plain HTTP."""
+    progress_tls_key: str | None = None
+    """PEM file with its key."""
+    leader_election: bool = True
+    """Whether replicas choose one among them by a Lease in `namespace`."""
     log_format: str = Field(default="json", pattern=r"^(json|text)$")
     """`json` or `text`."""
 

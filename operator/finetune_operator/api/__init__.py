@@ -1,1 +1,1 @@
-"""The API: types, rules and the CRD made of them. Pure: no I/O."""
+"""The API: types, rules, the CRD made of them, manifests read into them. Pure, but for `parse.load_manifests`."""

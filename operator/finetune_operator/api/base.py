@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 
@@ -28,15 +28,19 @@ class ApiModel(BaseModel):
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """Name of a Kubernetes object."""
 
+
+def _integer_as_text(value: object) -> object:
+    """As the API server has it: a whole number may stand without quotes, a fraction may not."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"
 Quantity = Annotated[
     str,
-    Field(coerce_numbers_to_str=True, min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"),
+    BeforeValidator(_integer_as_text),
+    Field(min_length=1, max_length=32, pattern=QUANTITY_PATTERN),
     WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "maxLength": 32,
-            "pattern": r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$",
-        }
+        {"x-kubernetes-int-or-string": True, "minimum": 0, "maxLength": 32, "pattern": QUANTITY_PATTERN},
     ),
 ]
 """A Kubernetes quantity: `80Gi`, `500m`, `8`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import generate_latest
 
+from finetune_operator.kubernetes.store import WatchStore
 from finetune_operator.metrics import Heartbeat, Metrics
 from finetune_operator.observed import JobRef
-from finetune_operator.watch_store import WatchStore
 
 
 def put(store: WatchStore, name: str, status: dict[str, object]) -> None:

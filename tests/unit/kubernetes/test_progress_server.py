@@ -13,9 +13,9 @@ from aiohttp import web
 
 from finetune_operator import progress
 from finetune_operator.constants import PROGRESS_AUDIENCE
+from finetune_operator.kubernetes.token_review import caller_of
 from finetune_operator.observed import JobRef, ProgressReport
 from finetune_operator.progress import Caller, ProgressServer
-from finetune_operator.token_review import caller_of
 
 BODY = {"trainerStatus": {"progressPercentage": 12, "metrics": [{"name": "loss", "value": "1.25"}]}}
 MINE = Caller("team", "tune-1-master-0", "u1")

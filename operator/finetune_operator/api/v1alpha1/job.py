@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from finetune_operator.api.base import ApiModel
 from finetune_operator.api.v1alpha1.inputs import Dataset, Model
+from finetune_operator.api.v1alpha1.names import name_violations
 from finetune_operator.api.v1alpha1.rules import violations
 from finetune_operator.api.v1alpha1.running import (
     Checkpoints,
@@ -86,6 +87,13 @@ class FineTuneJob(ApiModel):
     metadata: ObjectMeta
     spec: FineTuneJobSpec
     status: FineTuneJobStatus | None = None
+
+    @model_validator(mode="after")
+    def _name_rules(self) -> FineTuneJob:
+        problems = name_violations(self.metadata.name)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def name(self) -> str:

@@ -53,9 +53,11 @@ class Rule:
         """The message as a CEL expression, or None when it has no placeholder."""
         if not _PLACEHOLDER.search(self.message):
             return None
-        parts = _PLACEHOLDER.split(self.message)
-        texts = [f"string(self.{part})" if i % 2 else _cel_string(part) for i, part in enumerate(parts)]
-        return " + ".join(text for text in texts if text != "''")
+        # One format() and not a sum of parts: the API server takes string(...) to be of unbounded length, and refuses a
+        # sum of such strings for its estimated cost.
+        text = _PLACEHOLDER.sub("%s", self.message.replace("%", "%%"))
+        values = ", ".join(f"self.{path}" for path in _PLACEHOLDER.findall(self.message))
+        return f"{_cel_string(text)}.format([{values}])"
 
     @property
     def static_message(self) -> str:

@@ -132,6 +132,12 @@ class AttemptsStatus(ApiModel):
     """The micro-batch of the next attempt, when it was reduced."""
     next_attempt_at: Time | None = None
     """When the next attempt starts, while waiting for it."""
+    furthest_step: int | None = None
+    """The furthest optimizer step that an attempt reached before it ended."""
+    fruitless_preemptions: int = 0
+    """Preemptions in a row that came before the attempt got further than an earlier one; they wait ever longer."""
+    retry_token: str | None = None
+    """The value of the retry annotation that has been taken note of."""
     last: FailureStatus | None = None
     """The newest failure."""
 

@@ -11,7 +11,7 @@ from finetune_trainer.contract import vocabulary as v
 
 AutoOrCount = Annotated[
     Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)],
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 4}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 4, "minimum": 1, "maximum": 65_536}),
 ]
 BlockIndex = Annotated[int, Field(ge=0, le=1023)]
 Word = Annotated[str, Field(min_length=1, max_length=253)]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator import constants as c
+from finetune_operator.kubernetes.store import WatchStore, job_of
 from finetune_operator.observed import JobRef
-from finetune_operator.watch_store import WatchStore, job_of
 
 REF = JobRef("team", "tune")
 

@@ -1,4 +1,4 @@
-"""The only module that talks to an API server: `Cluster` over lightkube, with a store that watches and lists fill."""
+"""`cluster.Cluster` over an API server: lightkube, with a store that watches and lists fill."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from lightkube.types import CascadeType, PatchType
 from finetune_operator import constants as c
 from finetune_operator import errors
 from finetune_operator.cluster import Event, ObjectRef
+from finetune_operator.excerpts import owner_uid
+from finetune_operator.kubernetes.store import Kind, WatchStore
 from finetune_operator.observed import JobRef, Observed
-from finetune_operator.watch_store import Kind, WatchStore
 
 FineTuneJobs = create_namespaced_resource(c.GROUP, c.VERSION, c.KIND, c.PLURAL)
 PyTorchJobs = create_namespaced_resource("kubeflow.org", "v1", c.PYTORCHJOB_KIND, c.PYTORCHJOB_PLURAL)
@@ -100,11 +101,30 @@ class KubernetesCluster:
         try:
             made = await self._client.create(_CREATED[kind].from_dict(manifest), namespace=meta["namespace"])
         except ApiError as error:
+            if error.status.reason == "AlreadyExists":
+                owner = await self._owner_of(kind, meta["namespace"], meta["name"])
+                raise errors.AlreadyExists(f"{what}: it is there already", status=409, owner_uid=owner) from error
             raise _translate(error, what, creating=True) from error
         except httpx.HTTPError as error:
             raise _unanswered(error, what) from error
         if kind == c.PYTORCHJOB_KIND:
             self._store.put("PyTorchJob", made)
+
+    async def _owner_of(self, kind: str, namespace: str, name: str) -> str | None:
+        """UID of the FineTuneJob that controls a child; None when it is gone again."""
+        self._count("get", kind)
+        what = f"get {kind} {namespace}/{name}"
+        try:
+            found = await self._client.get(_CREATED[kind], name, namespace=namespace)
+        except ApiError as error:
+            if error.status.code == 404:
+                return None
+            raise _translate(error, what) from error
+        except httpx.HTTPError as error:
+            raise _unanswered(error, what) from error
+        if kind == c.PYTORCHJOB_KIND:
+            self._store.put("PyTorchJob", found)
+        return owner_uid(found)
 
     async def refresh(self, ref: JobRef) -> None:
         """List a job's children anew."""

@@ -1,0 +1,83 @@
+"""Whether a job may run at all: its spec against the API's rules and what the administrator allows. Pure: no I/O."""
+
+from __future__ import annotations
+
+from finetune_operator.api.parse import parse_manifest
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_operator.constants import API_VERSION, KIND, Reason
+from finetune_operator.errors import InvalidManifest
+from finetune_operator.observed import ObservedJob
+from finetune_operator.render import Attempt, OverlayError, pod_template, restricted_violations
+from finetune_operator.settings import Permissions, TrainerDefaults
+from finetune_operator.shape import unplanned
+from finetune_operator.state import Fact
+
+
+def accept(
+    job: ObservedJob, permissions: Permissions, defaults: TrainerDefaults
+) -> tuple[Fact, FineTuneJobSpec | None]:
+    """The condition Accepted, and the spec when it holds."""
+    manifest = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": job.ref.name, "namespace": job.ref.namespace},
+        "spec": job.spec,
+    }
+    try:
+        spec = parse_manifest(manifest).spec
+    except InvalidManifest as error:
+        return Fact("False", Reason.INVALID_SPEC, "\n".join(error.problems)), None
+    forbidden = _not_permitted(spec, permissions)
+    if forbidden:
+        return Fact("False", Reason.NOT_PERMITTED, "\n".join(forbidden)), None
+    if spec.trainer.pod_template:
+        refusal = _overlay_problem(job, spec, permissions, defaults)
+        if refusal is not None:
+            return refusal, None
+    return Fact("True", Reason.ACCEPTED), spec
+
+
+def _not_permitted(spec: FineTuneJobSpec, permissions: Permissions) -> list[str]:
+    problems = []
+    if spec.model.trust_remote_code and not permissions.remote_code:
+        problems.append(
+            "spec.model.trustRemoteCode: this cluster does not run code that comes with a model; remove it, or ask the "
+            "administrator (permissions.remoteCode)"
+        )
+    if not permissions.local_files:
+        problems += [
+            f"{field}: {uri} is a file of the machine that `finetune run` works on, which no pod sees; use s3://, "
+            "hf:// or pvc://"
+            for field, uri in _uris(spec)
+            if uri.startswith("file:")
+        ]
+    return problems
+
+
+def _uris(spec: FineTuneJobSpec) -> list[tuple[str, str]]:
+    data = spec.dataset
+    found = [("spec.model.uri", spec.model.uri), ("spec.dataset.uri", data.uri or "")]
+    found += [(f"spec.dataset.sources[{i}].uri", source.uri) for i, source in enumerate(data.sources or ())]
+    found.append(("spec.dataset.validation.uri", (data.validation.uri if data.validation else None) or ""))
+    return found
+
+
+def _overlay_problem(
+    job: ObservedJob, spec: FineTuneJobSpec, permissions: Permissions, defaults: TrainerDefaults
+) -> Fact | None:
+    """What is wrong with `trainer.podTemplate`: judged by the pod that comes out, not by the overlay's words."""
+    attempt = Attempt(job.ref, job.uid, 1, spec, unplanned(spec), defaults)
+    try:
+        template = pod_template(attempt)
+    except OverlayError as error:
+        return Fact("False", Reason.INVALID_SPEC, str(error))
+    violations = [] if permissions.privileged_pod_template else restricted_violations(template)
+    if not violations:
+        return None
+    listed = "; ".join(violations)
+    return Fact(
+        "False",
+        Reason.NOT_PERMITTED,
+        f"spec.trainer.podTemplate: the pod would leave the restricted Pod Security level: {listed}. Remove it, or ask "
+        "the administrator (permissions.privilegedPodTemplate)",
+    )

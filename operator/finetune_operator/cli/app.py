@@ -1,0 +1,173 @@
+"""The commands and their options. What a command does is imported when it is called: `--help` stays quick."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Fine-tune language models: on this machine, or in a cluster through the fine-tuning operator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Help in colours costs half a second of imports.
+    rich_markup_mode=None,
+)
+
+Manifest = Annotated[
+    str | None, typer.Argument(metavar="JOB.yaml", help="Manifest of a FineTuneJob; '-' reads standard input.")
+]
+Filename = Annotated[
+    str | None, typer.Option("-f", "--filename", metavar="FILE", help="The manifest, as with kubectl.")
+]
+ModelMirror = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-mirror",
+        metavar="DIR",
+        help="Folder with ORG/NAME folders that are used for hf:// models. Default: finetune/models in the user's "
+        "cache folder, where it exists.",
+    ),
+]
+
+
+class TextFormat(StrEnum):
+    """Forms for programs."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+class AnyFormat(StrEnum):
+    """Forms for people and programs."""
+
+    TABLE = "table"
+    YAML = "yaml"
+    JSON = "json"
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works anywhere.")] = False,
+) -> None:
+    """Taken out of the arguments by `main`; declared here for `--help`."""
+
+
+@app.command()
+def run(
+    manifest: Manifest = None,
+    filename: Filename = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="The run's folder. Default: finetune-runs/NAME."),
+    ] = None,
+    buckets: Annotated[
+        Path | None,
+        typer.Option(
+            "--buckets",
+            metavar="DIR",
+            help="Folder with a folder for each bucket, copied into the embedded S3 server before the run. "
+            "Default: 'buckets' beside the manifest.",
+        ),
+    ] = None,
+    model_mirror: ModelMirror = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret", metavar="NAME=FILE", help="A Secret that the job names: FILE has KEY=VALUE lines. Repeatable."
+        ),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="A line for each change instead of the live view.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: forget what is in the run's folder.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print the final status as YAML at the end.")] = False,
+) -> None:
+    """Run a job on this machine, without a cluster. Ctrl-C suspends it; the same command continues it.
+
+    Exit code: 0 succeeded, 1 failed, 2 invalid input, 3 does not fit, 130 suspended.
+    """
+    from finetune_operator.cli.run import RunArguments, run_command
+
+    arguments = RunArguments(
+        manifest=manifest or filename,
+        output=output,
+        buckets=buckets,
+        model_mirror=model_mirror,
+        secrets=tuple(secret or ()),
+        plain=plain,
+        fresh=fresh,
+        status=status,
+    )
+    raise typer.Exit(run_command(arguments))
+
+
+@app.command()
+def validate(
+    manifests: Annotated[
+        list[str] | None, typer.Argument(metavar="JOB.yaml...", help="Manifests; '-' reads standard input.")
+    ] = None,
+    filename: Annotated[
+        list[str] | None, typer.Option("-f", "--filename", metavar="FILE", help="A manifest, as with kubectl.")
+    ] = None,
+) -> None:
+    """Check manifests by the rules of the API. Each problem is a line; exit code 2 when there is one."""
+    from finetune_operator.cli.validate import validate_command
+
+    raise typer.Exit(validate_command([*(manifests or []), *(filename or [])]))
+
+
+@app.command()
+def plan(
+    manifest: Manifest = None,
+    filename: Filename = None,
+    output: Annotated[AnyFormat, typer.Option("-o", "--output", help="table, yaml or json.")] = AnyFormat.TABLE,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option("--gpu-memory", metavar="SIZE", help="Memory of one GPU, where the job does not say: 80Gi."),
+    ] = None,
+    model_mirror: ModelMirror = None,
+) -> None:
+    """Show what a job would train and how much GPU memory it needs. Exit code 3 when it does not fit."""
+    from finetune_operator.cli.plan import plan_command
+
+    raise typer.Exit(plan_command(manifest or filename, output.value, gpu_memory, model_mirror))
+
+
+@app.command()
+def render(
+    manifest: Manifest = None,
+    filename: Filename = None,
+    output: Annotated[TextFormat, typer.Option("-o", "--output", help="yaml or json.")] = TextFormat.YAML,
+    model_mirror: ModelMirror = None,
+) -> None:
+    """Print the objects that the operator would create for a job's first attempt."""
+    from finetune_operator.cli.render import render_command
+
+    raise typer.Exit(render_command(manifest or filename, output.value, model_mirror))
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="DIR|NAME", help="A run's folder or its name. Default: all runs here.")
+    ] = None,
+    output: Annotated[AnyFormat, typer.Option("-o", "--output", help="table, yaml or json.")] = AnyFormat.TABLE,
+    namespace: Annotated[
+        str | None, typer.Option("-n", "--namespace", metavar="NAMESPACE", help="Of a job in a cluster.")
+    ] = None,
+) -> None:
+    """Show the state of a run on this machine."""
+    from finetune_operator.cli.status import status_command
+
+    raise typer.Exit(status_command(run, output.value, namespace))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from finetune_operator import __version__
+    from finetune_operator.cli.console import write
+
+    write(__version__)

@@ -1,0 +1,93 @@
+"""Telling how the newest attempt is doing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from finetune_operator.constants import CONTAINER, Phase, Reason
+from finetune_operator.decide.decision import Decision, DeleteAttempt, Need
+from finetune_operator.decide.view import View
+from finetune_operator.failures import PULL_SECONDS, blocked_start
+from finetune_operator.observed import ObservedAttempt
+
+UNATTENDED_SECONDS = 60.0
+"""A PyTorchJob without conditions for so long has no training operator."""
+ATTEMPTS_KEPT = 2
+"""PyTorchJobs that are kept, for their pods' logs."""
+
+
+def follow(view: View) -> Decision:
+    """Describe the newest attempt, and look again in time for whatever may then be due."""
+    if view.state.plan is None and view.preparation is None:
+        return Decision(need=Need.PREPARATION)  # the status was lost, and is written anew
+    phase, reason, message = _describe(view)
+    state = replace(view.state, phase=phase, reason=reason, message=message, stopping=False, report=view.report)
+    prepared = view.preparation
+    if prepared is not None and prepared.plan is not None:
+        state = replace(state, accepted=prepared.accepted, planned=prepared.planned, plan=prepared.plan)
+    actions = tuple(DeleteAttempt(one) for one in surplus(view, newest=view.current))
+    return Decision(state, actions).within(_unattended_in(view)).within(stall_in(view)).within(_blocked_in(view))
+
+
+def surplus(view: View, *, newest: int) -> tuple[ObservedAttempt, ...]:
+    """Attempts that are too old to be kept beside the newest one."""
+    return tuple(one for one in view.owned if one.number <= newest - ATTEMPTS_KEPT and not one.deleting)
+
+
+def stall_in(view: View) -> float | None:
+    """Seconds until the attempt counts as stuck; None while it cannot be told, or does not train yet."""
+    since, report = view.running_since, view.report
+    if since is None or (report is None and not view.reports_expected):
+        return None
+    if view.attempt is None or view.attempt.suspended:
+        return None
+    newest = max(since, view.started_at, report.received_at if report else 0.0)
+    return newest + view.policy.stall_seconds - view.now
+
+
+def _describe(view: View) -> tuple[str, str, str]:
+    """Phase, reason, message."""
+    attempt = view.attempt
+    if attempt is None:
+        return Phase.PENDING, Reason.WAITING_FOR_PODS, f"attempt {view.current} is being created"
+    if not attempt.conditions and _unattended_in(view) is None:
+        return (
+            Phase.QUEUED if attempt.suspended else Phase.PENDING,
+            Reason.WAITING_FOR_PODS,
+            f"nobody has taken up PyTorchJob {attempt.name} for {view.now - attempt.created_at:.0f} s: the Kubeflow "
+            "training operator does not seem to run; check its deployment",
+        )
+    if attempt.suspended:
+        where = f" to queue {view.queue}" if view.queue else ""
+        return Phase.QUEUED, Reason.QUEUED, f"waiting for Kueue to admit PyTorchJob {attempt.name}{where}"
+    if view.running_since is not None or view.report is not None:
+        return Phase.RUNNING, Reason.TRAINING, f"attempt {view.current} is training"
+    return _starting(view)
+
+
+def _starting(view: View) -> tuple[str, str, str]:
+    if not view.pods:
+        return Phase.PENDING, Reason.WAITING_FOR_PODS, "waiting for the training operator to create pods"
+    for pod in view.pods:
+        scheduled = pod.conditions.get("PodScheduled")
+        if scheduled is not None and scheduled.status == "False":
+            why = scheduled.message or scheduled.reason
+            return Phase.PENDING, Reason.WAITING_FOR_PODS, f"pod {pod.name} cannot be scheduled: {why}"
+    running = sum(any(c.name == CONTAINER and c.state == "running" for c in pod.containers) for pod in view.pods)
+    expected = view.state.plan.nodes if view.state.plan else len(view.pods)
+    blocked = blocked_start(view.pods)
+    message = f"{running} of {expected} pods run" + (f"; {blocked}" if blocked else "")
+    return Phase.STARTING, Reason.WAITING_FOR_PODS, message
+
+
+def _unattended_in(view: View) -> float | None:
+    """Seconds until a PyTorchJob that got no condition counts as forgotten; None when it has some, or counts so."""
+    attempt = view.attempt
+    if attempt is None or attempt.conditions:
+        return None
+    remaining = attempt.created_at + UNATTENDED_SECONDS - view.now
+    return remaining if remaining > 0 else None
+
+
+def _blocked_in(view: View) -> float | None:
+    return PULL_SECONDS / 4 if blocked_start(view.pods) else None

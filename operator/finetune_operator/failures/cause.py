@@ -1,0 +1,77 @@
+"""The cause of a failure among what the pods tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_operator.constants import Reason
+from finetune_operator.failures.failure import Failure, Retry, Unsettled
+from finetune_operator.failures.pods import Rank, account_of, disruption, ended_trainer, is_disrupted
+from finetune_operator.failures.waiting import stuck
+from finetune_operator.observed import ObservedAttempt, ObservedPod
+from finetune_trainer.contract import TerminationMessage
+
+TELLING_SECONDS = 30.0
+"""How long after the first failure another pod's account of it is still about the same thing."""
+SETTLE_SECONDS = 5.0
+"""How long after the first failure the other pods are waited for, before a cause is named."""
+CONCLUDE_SECONDS = 30.0
+"""After so long a failed pod is believed although the PyTorchJob does not say Failed."""
+
+
+def classify(attempt: ObservedAttempt, pods: Sequence[ObservedPod], now: float) -> Failure | Unsettled | None:
+    """Whether an attempt has failed, and of what.
+
+    Args:
+        attempt: its PyTorchJob.
+        pods: its pods.
+        now: seconds since the epoch.
+
+    Returns:
+        None while nothing has failed; Unsettled while the pods may still tell more.
+    """
+    over = attempt.is_true("Failed")
+    accounts = [account for pod in pods if (account := account_of(pod, over)) is not None]
+    if not accounts:
+        return Unsettled(0.0) if over else stuck(pods, now)
+    ended = [failure.at for _, failure in accounts if failure.at is not None]
+    first = min(ended, default=now)
+    # A node's clock may be ahead of ours: a negative age must not make us wait for it.
+    age = max(0.0, now - first) if first <= now else CONCLUDE_SECONDS
+    if not over and age < CONCLUDE_SECONDS:
+        return Unsettled(CONCLUDE_SECONDS - age)
+    if age < SETTLE_SECONDS and any(pod.active for pod in pods):
+        return Unsettled(SETTLE_SECONDS - age)
+    return _cause(accounts, first)
+
+
+def stalled(pods: Sequence[ObservedPod], limit: int) -> Failure:
+    """Of an attempt without progress: a lost node where there is one, else the trainer hangs."""
+    for pod in pods:
+        if is_disrupted(pod):
+            return disruption(pod, None)
+    return Failure(
+        Reason.PROGRESS_STALLED,
+        f"no progress was reported for {limit} s (spec.runPolicy.stallSeconds); the pods' logs show where it hangs",
+        Retry.COUNTED,
+    )
+
+
+def result_of(pods: Sequence[ObservedPod]) -> TerminationMessage | None:
+    """What the master left when it succeeded; None when it did not, or left nothing that can be read."""
+    for pod in pods:
+        container = ended_trainer(pod)
+        if pod.role == "master" and container is not None and container.exit_code == 0:
+            return TerminationMessage.decode(container.message)
+    return None
+
+
+def _cause(accounts: Sequence[tuple[Rank, Failure]], first: float) -> Failure:
+    def order(account: tuple[Rank, Failure]) -> tuple[float, float, bool, str]:
+        rank, failure = account
+        at = first if failure.at is None else failure.at
+        telling = rank if at <= first + TELLING_SECONDS else Rank.ORDINARY
+        # In the same second a process that was asked to stop explains its peers, and not they it.
+        return (telling, at, failure.retry is not Retry.FREE, failure.pod or "")
+
+    return min(accounts, key=order)[1]

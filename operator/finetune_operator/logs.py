@@ -1,0 +1,36 @@
+"""Logs: one JSON object a line (or text), each with the job that it is about. Nothing logs manifests or tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+_FIELDS = ("job", "attempt", "uid", "lease", "identity", "cause", "count", "seconds")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def configure(log_format: str, level: int = logging.INFO) -> None:
+    """Send everything to standard error. kopf's chatter about single events is left out."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("kopf.objects", "httpx2", "httpx", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)

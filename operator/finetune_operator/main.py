@@ -1,0 +1,229 @@
+"""The composition root: settings, leader election, watches, the reconcile queue, servers. Everything is wired here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import httpx2 as httpx
+import kopf
+from aiohttp import web
+from lightkube import AsyncClient
+
+from finetune_operator import handlers, logs, serving
+from finetune_operator.errors import ClusterError, FinetuneError
+from finetune_operator.kubernetes.cluster import KubernetesCluster
+from finetune_operator.kubernetes.lease import Lease, LeaseLost
+from finetune_operator.kubernetes.store import Kind, WatchStore
+from finetune_operator.kubernetes.token_review import TokenReviewer
+from finetune_operator.metrics import Heartbeat, Metrics
+from finetune_operator.model_config import HubConfigReader
+from finetune_operator.observed import JobRef, ProgressReport
+from finetune_operator.planner import plan_job
+from finetune_operator.planning import Preparer
+from finetune_operator.progress import Caller, ProgressServer
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Settings
+from finetune_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+LEASE_NAME = "finetune-operator"
+STALE_SECONDS = 60.0
+REQUEST_SECONDS = 15.0
+
+
+class Operator:
+    """One replica."""
+
+    def __init__(self, settings: Settings, client: AsyncClient) -> None:
+        self._settings = settings
+        self._client = client
+        self._store = WatchStore()
+        self._metrics = Metrics()
+        self._heartbeat = Heartbeat(STALE_SECONDS)
+        self._cluster = KubernetesCluster(
+            client, self._store, namespaces=settings.watch_namespaces, count=self._metrics.count_request
+        )
+        preparer = Preparer(settings, HubConfigReader(), plan_job)
+        self._reconciler = Reconciler(self._cluster, preparer, settings, time.time)
+        self._queue = WorkQueue(self._reconcile, parallel=settings.parallel_reconciles)
+        self._metrics.watch(self._store.jobs, self._store.job, lambda: self._queue.depth)
+        self._leads = False
+        self._synced = False
+
+    async def run(self) -> None:
+        """Serve until cancelled, or until leadership is lost (LeaseLost)."""
+        servers = await self._serve()
+        try:
+            if not self._settings.leader_election:
+                await self._lead()
+                return
+            lease = Lease(
+                self._client,
+                namespace=self._settings.namespace,
+                name=LEASE_NAME,
+                identity=self._settings.identity,
+            )
+            await self._beating(lease.acquire())
+            try:
+                await _first_to_end(lease.hold(), self._lead())
+            except LeaseLost:
+                raise
+            except BaseException:
+                await lease.release()
+                raise
+            # kopf takes SIGTERM for itself and ends: that is an orderly stop too.
+            await lease.release()
+        finally:
+            for server in servers:
+                await server.cleanup()
+
+    async def _serve(self) -> list[web.AppRunner]:
+        settings = self._settings
+        progress = ProgressServer(
+            TokenReviewer(self._client), self._owner_of, self._accept, active=lambda: self._leads and self._synced
+        )
+        probes = serving.probes(
+            self._metrics.registry,
+            alive=lambda: self._heartbeat.alive,
+            # A replica that waits for the Lease is ready to take over.
+            ready=lambda: self._synced or not self._leads,
+        )
+        context = serving.tls(settings.progress_tls_cert, settings.progress_tls_key)
+        return [
+            await serving.listen(probes, settings.listen_address, settings.metrics_port),
+            await serving.listen(progress.application(), settings.listen_address, settings.progress_port, context),
+        ]
+
+    async def _lead(self) -> None:
+        """Watch, resync, reconcile. No job is touched before the first lists of every kind are complete."""
+        self._leads = True
+        started = time.monotonic()
+        await self._beating(self._first_sync())
+        self._synced = True
+        log.info("watching", extra={"count": len(self._store.jobs()), "seconds": round(time.monotonic() - started, 3)})
+        watching = kopf.operator(
+            registry=handlers.registry(self._on_event),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not self._settings.watch_namespaces,
+            namespaces=self._settings.watch_namespaces,
+        )
+        await _first_to_end(watching, self._queue.run(), self._resync(), self._beat())
+
+    async def _first_sync(self) -> None:
+        while True:
+            try:
+                await self._cluster.sync()
+                break
+            except ClusterError as error:
+                delay = max(2.0, error.retry_after or 0.0)
+                log.warning("the first lists are not complete; again in %.0f s", delay, extra={"cause": str(error)})
+                await asyncio.sleep(delay)
+        for ref in self._store.jobs():
+            self._queue.add(ref)
+
+    async def _resync(self) -> None:
+        """Look at everything anew from time to time: what a watch lost is found here."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self._cluster.sync()
+            except ClusterError as error:
+                log.warning("resync failed; the next one may do", extra={"cause": str(error)})
+                continue
+            for ref in self._store.jobs():
+                self._queue.add(ref)
+
+    async def _beat(self) -> None:
+        """The queue's heart is the operator's: a reconcile loop that stands still fails the liveness probe."""
+        seen = self._queue.heartbeat
+        while True:
+            await asyncio.sleep(1.0)
+            if self._queue.heartbeat != seen:
+                seen = self._queue.heartbeat
+                self._heartbeat.beat()
+
+    async def _beating(self, waiting: Any) -> None:
+        """Wait for something that may take long, alive meanwhile."""
+
+        async def beat() -> None:
+            while True:
+                self._heartbeat.beat()
+                await asyncio.sleep(1.0)
+
+        await _first_to_end(waiting, beat())
+
+    async def _reconcile(self, ref: JobRef) -> float | None:
+        started, outcome = time.perf_counter(), "error"
+        try:
+            after = await self._reconciler.reconcile(ref)
+            outcome = "ok"
+            return after
+        finally:
+            self._metrics.observe_reconcile(outcome, time.perf_counter() - started)
+
+    def _on_event(self, kind: Kind, type: str | None, manifest: dict[str, Any]) -> None:
+        ref = self._store.drop(kind, manifest) if type == "DELETED" else self._store.put(kind, manifest)
+        if ref is not None:
+            self._queue.add(ref)
+
+    def _owner_of(self, caller: Caller) -> tuple[JobRef, int] | None:
+        return self._store.owner_of_pod(caller.namespace, caller.pod, caller.pod_uid)
+
+    def _accept(self, ref: JobRef, report: ProgressReport) -> None:
+        self._store.report(ref, report)
+        self._queue.add(ref)
+
+
+async def _first_to_end(*waiting: Any) -> None:
+    """Run all until the first one ends or fails; the others are cancelled, and waited for."""
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def serve(settings: Settings) -> None:
+    """Run one replica until SIGTERM or SIGINT."""
+    client = AsyncClient(timeout=httpx.Timeout(REQUEST_SECONDS), field_manager="finetune-operator")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await _first_to_end(Operator(settings, client).run(), stop.wait())
+    finally:
+        await client.close()
+
+
+def main() -> None:
+    """`finetune-operator`: exit code 0 when asked to stop, 1 when it has to be restarted, 2 on wrong settings."""
+    try:
+        settings = Settings.from_env(os.environ)
+    except FinetuneError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    logs.configure(settings.log_format)
+    try:
+        asyncio.run(serve(settings))
+    except LeaseLost as error:
+        log.error("leadership lost; leaving at once", extra={"cause": str(error)})
+        sys.exit(1)
+    except (ClusterError, httpx.HTTPError) as error:
+        log.error("the API server cannot be used", extra={"cause": str(error)})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

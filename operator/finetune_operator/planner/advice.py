@@ -1,0 +1,127 @@
+"""What to change about a job that does not fit, each found by computing it. Pure: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
+from finetune_operator.errors import DoesNotFit
+from finetune_operator.planner.memory import USABLE_SHARE, estimate
+from finetune_operator.planner.search import Candidate, checkpointing_choices, choose, layouts, select_for
+from finetune_operator.planner.support import WITHOUT_CHECKPOINTING
+from finetune_operator.planner.workload import Batch, Workload, readable
+from finetune_trainer.contract import SelectionError
+from finetune_trainer.contract.vocabulary import Method, Optimizer, Strategy
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
+_SHORTEST = 128
+_MOST_GPUS = 64
+
+
+def does_not_fit(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> DoesNotFit:
+    """An error that tells the need in parts and every single change after which the job would fit."""
+    best = _smallest(spec, work, strategies)
+    lines = [
+        f"{readable(best.memory.total)} per GPU are needed at least ({parts_text(best.memory)}), with {best.layout}, "
+        f"{best.batch.rows} rows of {best.batch.length} tokens at a time and gradient checkpointing "
+        f"{'on' if best.batch.checkpointing else 'off'}; a GPU of {readable(gpu_memory)} has "
+        f"{readable(USABLE_SHARE * gpu_memory)} to give"
+    ]
+    remedies = list(_remedies(spec, work, gpu_memory, strategies))
+    lines.append(f"It would fit with: {'; '.join(remedies)}" if remedies else _hopeless(best.memory))
+    return DoesNotFit(". ".join(lines))
+
+
+def parts_text(memory: MemoryPerGpu) -> str:
+    """The parts that count, the largest first."""
+    sizes = sorted(((getattr(memory, name), name) for name in _PARTS), reverse=True)
+    return ", ".join(f"{name} {readable(size)}" for size, name in sizes if size)
+
+
+def _hopeless(memory: MemoryPerGpu) -> str:
+    needed = readable(memory.total / USABLE_SHARE)
+    return f"No single change is enough: use GPUs of at least {needed} (resources.gpuMemory), or a smaller model"
+
+
+def _smallest(spec: FineTuneJobSpec, work: Workload, strategies: frozenset[Strategy]) -> Candidate:
+    """The way of those left open that needs least."""
+    wanted = spec.training.micro_batch_size
+    candidates = []
+    for layout in layouts(spec, strategies):
+        for checkpointing in checkpointing_choices(spec):
+            batch = Batch(1 if wanted == "auto" else wanted, spec.dataset.max_length, checkpointing)
+            candidates.append(Candidate(layout, batch, estimate(work, batch, layout)))
+    return min(candidates, key=lambda candidate: candidate.memory.total)
+
+
+def _remedies(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> Iterator[str]:
+    def fits(changed: FineTuneJobSpec) -> Candidate | None:
+        try:
+            selection = select_for(changed, work.known.layout)
+        except SelectionError:
+            return None
+        return choose(changed, Workload.of(changed, work.known, selection), gpu_memory, None, strategies)
+
+    for text, changed in _changes(spec):
+        found = fits(changed)
+        if found is not None:
+            yield f"{text} ({_need(found)})"
+    for length in _shorter(spec.dataset.max_length):
+        found = fits(_with(spec, "dataset", max_length=length))
+        if found is not None:
+            yield f"dataset.maxLength: {length} ({_need(found)})"
+            break
+    if any(strategy in strategies for strategy in (Strategy.DEEPSPEED, Strategy.FSDP)):
+        for gpus in _more_gpus(spec):
+            found = fits(_with_gpus(spec, gpus))
+            if found is not None:
+                yield f"resources.gpus: {gpus} ({found.layout}, {_need(found)})"
+                break
+
+
+def _need(found: Candidate) -> str:
+    return f"{readable(found.memory.total)} at {found.batch.rows} rows a time"
+
+
+def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
+    """Changes of one field each that cost less memory."""
+    training = spec.training
+    if training.gradient_checkpointing == "off" and spec.method not in WITHOUT_CHECKPOINTING:
+        yield "training.gradientCheckpointing: auto", _with(spec, "training", gradient_checkpointing="auto")
+    if training.micro_batch_size not in ("auto", 1):
+        yield "training.microBatchSize: auto", _with(spec, "training", micro_batch_size="auto")
+    if training.optimizer is Optimizer.ADAMW and spec.method in (Method.FULL, Method.FREEZE):
+        yield "training.optimizer: adamw_8bit", _with(spec, "training", optimizer=Optimizer.ADAMW_8BIT)
+    if spec.method in (Method.FULL, Method.FREEZE):
+        yield "method: lora", _with_method(spec, Method.LORA)
+    if spec.method in (Method.FULL, Method.FREEZE, Method.LORA):
+        yield "method: qlora", _with_method(spec, Method.QLORA)
+
+
+def _with(spec: FineTuneJobSpec, part: str, **changes: object) -> FineTuneJobSpec:
+    return spec.model_copy(update={part: getattr(spec, part).model_copy(update=changes)})
+
+
+def _with_method(spec: FineTuneJobSpec, method: Method) -> FineTuneJobSpec:
+    """The method replaced, and what only the old one has left out."""
+    layers = spec.layers.model_copy(update={"unfreeze": None}) if spec.layers else None
+    return spec.model_copy(update={"method": method, "layers": layers})
+
+
+def _shorter(length: int) -> Iterator[int]:
+    while length // 2 >= _SHORTEST:
+        length //= 2
+        yield length
+
+
+def _more_gpus(spec: FineTuneJobSpec) -> Iterator[int]:
+    gpus = spec.resources.gpus * 2
+    while gpus <= _MOST_GPUS:
+        yield gpus
+        gpus *= 2
+
+
+def _with_gpus(spec: FineTuneJobSpec, gpus: int) -> FineTuneJobSpec:
+    """As many GPUs, with a batch that they can share evenly."""
+    batch = -(-spec.training.batch_size // gpus) * gpus
+    return _with(_with(spec, "resources", gpus=gpus, gpus_per_node=None), "training", batch_size=batch)

@@ -1,0 +1,162 @@
+"""Peak memory of one GPU, in parts. Pure: no I/O.
+
+What the trainer does, which the counts follow: frozen weights stay in 16 bits (or quantized), trained ones are fp32
+master weights of which autocast makes 16-bit copies (Micikevicius et al. 2018, arXiv:1710.03740); gradients and Adam's
+two moments are in fp32, 4 + 4 + 8 bytes for each trained element. Sharding follows Rajbhandari et al. 2020 (ZeRO,
+arXiv:1910.02054, section 5), offloading Ren et al. 2021 (ZeRO-Offload, arXiv:2101.06840), quantization Dettmers et al.
+2023 (QLoRA, arXiv:2305.14314, section 3).
+"""
+
+from __future__ import annotations
+
+from finetune_operator.api.v1alpha1 import MemoryPerGpu
+from finetune_operator.planner.activations import activation_bytes, logit_bytes
+from finetune_operator.planner.workload import CAST, Batch, Layout, Workload
+from finetune_trainer.contract.vocabulary import LoraVariant, Optimizer, QuantizationType, Strategy
+
+GIB = 2**30
+USABLE_SHARE = 0.97
+"""A card sold with 80 GiB shows a program 79.1 to 79.6; the rest is a margin for what the counts leave out."""
+
+_CONTEXT = int(0.8 * GIB)
+"""The CUDA context, kernels and cuBLAS workspaces; not seen by torch's own counters."""
+_COLLECTIVES = int(0.5 * GIB)
+"""NCCL's channels."""
+_FRAGMENTATION = 0.04
+"""Share of what is allocated and freed in every step that the caching allocator cannot reuse."""
+_ABSMAX_BLOCK = 64
+"""Weights that share a quantization constant (QLoRA, section 3)."""
+_DOUBLE_QUANT_BLOCK = 256
+"""Constants that share a constant of the second level (QLoRA, section 3: 0.127 bits per weight in all)."""
+_OPTIMIZER_BLOCK = 256
+"""Elements of 8-bit optimizer state that share a constant (Dettmers et al. 2022, arXiv:2110.02861; bitsandbytes)."""
+_ZERO_BUCKET = 500_000_000
+"""Elements: DeepSpeed's default `reduce_bucket_size` and `allgather_bucket_size`."""
+_ZERO_BUCKET_FACTOR = 4.5
+"""Buckets that exist at a time with `overlap_comm` (DeepSpeed's documentation)."""
+_ZERO_LIVE = 1_000_000_000
+"""Elements: DeepSpeed's default `stage3_max_live_parameters`."""
+
+
+def estimate(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
+    """Peak bytes of one process on one GPU."""
+    parts = {
+        "weights": weight_bytes(work, layout),
+        "gradients": gradient_bytes(work, layout),
+        "optimizer": optimizer_bytes(work, layout),
+        "activations": activation_bytes(work, batch),
+        "logits": logit_bytes(work, batch),
+    }
+    moving = parts["gradients"] + parts["activations"] + parts["logits"]
+    parts["overhead"] = _CONTEXT + _workspaces(work) + _buffers(work, layout) + int(_FRAGMENTATION * moving)
+    return MemoryPerGpu(**parts, total=sum(parts.values()))
+
+
+def host_estimate(work: Workload, batch: Batch) -> MemoryPerGpu:
+    """Peak bytes of one process that trains on CPUs: the same parts, with the libraries in place of CUDA's."""
+    parts = estimate(work, batch, Layout(Strategy.SINGLE))
+    return parts.model_copy(update={"overhead": parts.overhead + GIB - _CONTEXT, "total": parts.total + GIB - _CONTEXT})
+
+
+def weight_bytes(work: Workload, layout: Layout) -> int:
+    """Frozen and trained weights. ZeRO keeps all of them in 16 bits and counts the fp32 masters to the optimizer."""
+    quantized = sum(p.size for p in work.quantized)
+    frozen = (work.frozen - quantized) * work.narrow + _quantized_bytes(work)
+    if layout.strategy is Strategy.DEEPSPEED:
+        total = frozen + work.trained * work.narrow
+        if layout.zero_stage != 3:
+            return total
+        return 0 if layout.offload_parameters else total // layout.processes
+    if layout.strategy is Strategy.FSDP:
+        total = frozen + 4 * work.trained
+        return 0 if layout.offload_parameters else total // layout.processes
+    return frozen + 4 * work.trained + _cast_copies(work)
+
+
+def _cast_copies(work: Workload) -> int:
+    """Autocast keeps the 16-bit copy of a trained weight until the forward pass is over."""
+    if work.narrow == 4:
+        return 0
+    matrices = sum(p.size for p in work.trained_base if p.kind in CAST)
+    beside = work.trained - sum(p.size for p in work.trained_base)
+    return 2 * (matrices + beside)
+
+
+def _quantized_bytes(work: Workload) -> int:
+    """4 bits and a constant for each block of weights, itself in 8 bits with an fp32 constant of its own; or 8 bits and
+    an fp32 constant for each row (Dettmers et al. 2022, arXiv:2208.07339, section 3)."""
+    if work.quantization is QuantizationType.INT8:
+        return sum(p.size + 4 * p.shape[0] for p in work.quantized)
+    elements = sum(p.size for p in work.quantized)
+    constants = elements / _ABSMAX_BLOCK
+    per_constant = 1 + 4 / _DOUBLE_QUANT_BLOCK if work.double_quant else 4
+    return int(elements / 2 + constants * per_constant)
+
+
+def gradient_bytes(work: Workload, layout: Layout) -> int:
+    """One gradient for each trained element: fp32, in 16 bits under ZeRO, a share of them from stage 2 on."""
+    if layout.strategy is Strategy.DEEPSPEED:
+        whole = work.trained * work.narrow
+        if layout.zero_stage == 1:
+            return whole
+        return 0 if layout.offload_optimizer else whole // layout.processes
+    if layout.strategy is Strategy.FSDP:
+        return 0 if layout.offload_parameters else 4 * work.trained // layout.processes
+    return 4 * work.trained
+
+
+def optimizer_bytes(work: Workload, layout: Layout) -> int:
+    """State of the optimizer, and under ZeRO the fp32 master weights."""
+    state = _state_bytes(work)
+    if layout.strategy is Strategy.DEEPSPEED:
+        if layout.offload_optimizer:
+            return 0
+        return (state + (4 * work.trained if work.narrow == 2 else 0)) // layout.processes
+    if layout.strategy is Strategy.FSDP:
+        return 0 if layout.offload_parameters or layout.offload_optimizer else state // layout.processes
+    return state
+
+
+def _state_bytes(work: Workload) -> int:
+    if work.optimizer is Optimizer.ADAMW:
+        return 8 * work.trained
+    if work.optimizer is Optimizer.ADAMW_8BIT:
+        return 2 * work.trained + 2 * 4 * work.trained // _OPTIMIZER_BLOCK
+    if work.optimizer is Optimizer.ADAFACTOR:
+        # A row and a column of each matrix (Shazeer and Stern 2018, arXiv:1804.04235, section 3), adapters likewise.
+        base = sum(4 * (sum(p.shape) if len(p.shape) > 1 else p.size) for p in work.trained_base)
+        layout = work.known.layout
+        return base + sum(
+            4 * (2 * work.rank + sum(layout.by_path[f"{m}.weight"].shape)) for m in work.selection.adapted
+        )
+    # Paged state is moved to the host when the GPU runs out (QLoRA, section 3); plain SGD has none.
+    return 0
+
+
+def _workspaces(work: Workload) -> int:
+    """The largest quantized weight while it is expanded, and the norm of a DoRA weight, which is computed of a whole
+    one in fp32."""
+    size = 0
+    if work.quantization is not None:
+        size += 2 * work.largest_matrix
+    if work.variant is LoraVariant.DORA and work.selection.adapted:
+        size += 8 * work.largest_matrix
+    return size
+
+
+def _buffers(work: Workload, layout: Layout) -> int:
+    """What communication needs beside the tensors themselves."""
+    if layout.processes == 1:
+        return 0
+    shape = work.known.shape
+    outside = 2 * shape.hidden * shape.vocabulary
+    block = (work.known.layout.total - outside) // max(1, shape.blocks)
+    if layout.strategy is Strategy.DEEPSPEED:
+        buckets = int(min(_ZERO_BUCKET, work.trained) * work.narrow * _ZERO_BUCKET_FACTOR)
+        live = min(_ZERO_LIVE, work.known.layout.total) * work.narrow if layout.zero_stage == 3 else 0
+        return _COLLECTIVES + buckets + live
+    if layout.strategy is Strategy.FSDP:
+        # The block at work and the next one; embedding and head, which are a unit of their own.
+        return _COLLECTIVES + work.narrow * (2 * max(0, block) + outside)
+    # DDP's buckets hold a copy of all gradients (PyTorch, `gradient_as_bucket_view`).
+    return _COLLECTIVES + 4 * work.trained

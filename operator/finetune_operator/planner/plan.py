@@ -1,0 +1,126 @@
+"""How a job is run: strategy, micro-batch and checkpointing, by what fits in the memory of a GPU. Pure: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.api.base import quantity_to_bytes
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu, PlanStatus
+from finetune_operator.planner.advice import does_not_fit
+from finetune_operator.planner.memory import host_estimate
+from finetune_operator.planner.search import (
+    Candidate,
+    checkpointing_choices,
+    choose,
+    processes_of,
+    row_choices,
+    select_for,
+)
+from finetune_operator.planner.shapes import KnownModel, read_model
+from finetune_operator.planner.support import BESIDE_THE_MODEL, STRATEGIES, check_supported
+from finetune_operator.planner.workload import Batch, Layout, Workload, readable
+from finetune_operator.shape import unplanned
+from finetune_trainer.contract import Selection
+from finetune_trainer.contract.vocabulary import Strategy
+
+CPU_MICRO_BATCH = 8
+"""Rows of a forward pass without a GPU, at most, where the spec leaves them open."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """The decision, and what a user should know about it."""
+
+    plan: PlanStatus
+    notes: tuple[str, ...]
+    selection: Selection
+    """What is trained."""
+    host_memory: MemoryPerGpu | None = None
+    """Without GPUs: the estimate for a pod's memory, in the same parts."""
+
+
+def plan_job(
+    spec: FineTuneJobSpec, config: Mapping[str, Any], *, gpu_memory: int, micro_batch_size: int | None = None
+) -> PlanResult:
+    """Plan a job from its model's `config.json`.
+
+    Raises what `plan` and `read_model` raise; NotSupported comes before anything that is wrong with the model.
+    """
+    check_supported(spec)
+    known = read_model(config, remote_code=spec.model.trust_remote_code)
+    return plan(spec, known, gpu_memory=gpu_memory, micro_batch_size=micro_batch_size)
+
+
+def plan(
+    spec: FineTuneJobSpec,
+    known: KnownModel,
+    *,
+    gpu_memory: int,
+    micro_batch_size: int | None = None,
+    strategies: frozenset[Strategy] = STRATEGIES,
+) -> PlanResult:
+    """Plan a job.
+
+    gpu_memory: bytes of one GPU. micro_batch_size: takes the place of the spec's, after an attempt that ran out of
+    memory. strategies: those that the trainer can finish.
+
+    Raises NotSupported, SelectionError (the job's words do not fit the model) and DoesNotFit.
+    """
+    check_supported(spec, strategies)
+    work = Workload.of(spec, known, select_for(spec, known.layout))
+    if spec.resources.gpus == 0:
+        return _cpu_plan(spec, work, micro_batch_size)
+    chosen = choose(spec, work, gpu_memory, micro_batch_size, strategies)
+    if chosen is None:
+        raise does_not_fit(spec, work, gpu_memory, strategies)
+    return PlanResult(_status(spec, chosen, work), _notes(work, chosen), work.selection)
+
+
+def _status(spec: FineTuneJobSpec, chosen: Candidate, work: Workload) -> PlanStatus:
+    on_gpu = spec.resources.gpus > 0
+    decided = {
+        "strategy": chosen.layout.strategy.value,
+        "zero_stage": chosen.layout.zero_stage,
+        "micro_batch_size": chosen.batch.rows,
+        "gradient_accumulation": spec.training.batch_size // processes_of(spec) // chosen.batch.rows,
+        "gradient_checkpointing": chosen.batch.checkpointing,
+        "trainable_parameters": None if spec.method in BESIDE_THE_MODEL else work.trained,
+        "total_parameters": work.known.layout.total,
+        "memory_per_gpu": chosen.memory if on_gpu else None,
+        "fits": True if on_gpu else None,
+    }
+    return unplanned(spec).model_copy(update=decided)
+
+
+def _notes(work: Workload, chosen: Candidate) -> tuple[str, ...]:
+    notes = list(work.selection.notes)
+    if chosen.layout.shards:
+        notes.append(f"{chosen.layout}: the job does not fit on one GPU without it")
+    if work.quantization and work.known.shape.routed > 1:
+        notes.append("the experts are fused tensors, which cannot be quantized: they stay in 16 bits")
+    if work.method in BESIDE_THE_MODEL:
+        notes.append(f"how many parameters method {work.method} trains is counted by the trainer")
+    return tuple(notes)
+
+
+def _cpu_plan(spec: FineTuneJobSpec, work: Workload, micro_batch_size: int | None) -> PlanResult:
+    """Without GPUs there is no verdict: the estimate for the pod's memory stands beside what it asks for."""
+    choices = row_choices(spec, micro_batch_size)
+    rows = next((n for n in choices if n <= CPU_MICRO_BATCH), choices[0])
+    memory_limit = quantity_to_bytes(spec.resources.memory)
+    # Recomputing is dear without a GPU: only where the pod's memory asks for it.
+    for checkpointing in checkpointing_choices(spec):
+        batch = Batch(rows, spec.dataset.max_length, checkpointing)
+        memory = host_estimate(work, batch)
+        if memory.total <= memory_limit:
+            break
+    chosen = Candidate(Layout(Strategy.SINGLE), batch, memory)
+    notes = [*_notes(work, chosen), f"about {readable(memory.total)} of host memory"]
+    if memory.total > memory_limit:
+        notes.append(
+            f"spec.resources.memory: {spec.resources.memory} is probably too little; ask for "
+            f"{readable(1.1 * memory.total)}, or use a smaller microBatchSize or dataset.maxLength"
+        )
+    return PlanResult(_status(spec, chosen, work), tuple(notes), work.selection, memory)

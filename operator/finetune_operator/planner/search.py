@@ -1,0 +1,122 @@
+"""The ways to run a job that its spec leaves open, and the best of them that fits. Pure: no I/O.
+
+Preferred in this order: nothing sharded over anything sharded (sharding costs communication in every step), then no
+recomputation where a forward pass still holds enough tokens to keep a GPU busy, then the largest micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
+from finetune_operator.planner.memory import USABLE_SHARE, estimate
+from finetune_operator.planner.support import STRATEGIES, WITHOUT_CHECKPOINTING
+from finetune_operator.planner.workload import Batch, Layout, Workload
+from finetune_trainer.contract import LayerSelection, ModelLayout, Selection, select
+from finetune_trainer.contract.vocabulary import LoraBias, Method, OffloadTarget, Strategy
+
+BUSY_TOKENS = 4096
+"""Tokens of a forward pass above which a larger micro-batch makes a GPU hardly faster."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a job, and what it needs."""
+
+    layout: Layout
+    batch: Batch
+    memory: MemoryPerGpu
+
+
+def select_for(spec: FineTuneJobSpec, layout: ModelLayout) -> Selection:
+    """What a spec's words mean in a model. Raises SelectionError."""
+    layers = None if spec.layers is None else LayerSelection.model_validate(spec.layers.to_wire())
+    return select(layout, spec.method, layers, spec.lora.bias if spec.lora else LoraBias.NONE)
+
+
+def processes_of(spec: FineTuneJobSpec) -> int:
+    """Processes of the whole job: one for each GPU, or one without."""
+    return max(1, spec.resources.gpus)
+
+
+def micro_batches(rows: int) -> list[int]:
+    """Divisors of a process's rows, the preferred first: large ones, but a power of two before what is less than twice
+    as large."""
+    small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]
+    divisors = {*small, *(rows // n for n in small)}
+    return sorted(divisors, key=lambda n: (n if n & (n - 1) == 0 else n / 2, n), reverse=True)
+
+
+def choose(
+    spec: FineTuneJobSpec,
+    work: Workload,
+    gpu_memory: int,
+    override: int | None = None,
+    strategies: frozenset[Strategy] = STRATEGIES,
+) -> Candidate | None:
+    """The best way that fits; None when there is none."""
+    for layout in layouts(spec, strategies):
+        fitting = [
+            candidate
+            for checkpointing in checkpointing_choices(spec)
+            if (candidate := _largest(spec, work, layout, checkpointing, gpu_memory, override)) is not None
+        ]
+        if not fitting:
+            continue
+        plain, thriftiest = fitting[0], fitting[-1]
+        busy = plain.batch.tokens >= BUSY_TOKENS or plain.batch.rows == max(row_choices(spec, override))
+        # After running out of memory in practice the estimate is not to be trusted to the last row.
+        return plain if busy and not override else thriftiest
+    return None
+
+
+def layouts(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[Layout]:
+    """The ways to spread a job that its spec leaves open, the cheapest in communication first."""
+    processes, wanted = processes_of(spec), spec.parallelism.strategy
+    offload = spec.parallelism.offload
+    optimizer, parameters = (part is not OffloadTarget.NONE for part in (offload.optimizer, offload.parameters))
+    if wanted == "fsdp":
+        yield Layout(Strategy.FSDP, processes, None, optimizer, parameters)
+    elif wanted == "deepspeed":
+        for stage in [spec.parallelism.zero_stage] if spec.parallelism.zero_stage else [2, 3]:
+            yield Layout(Strategy.DEEPSPEED, processes, stage, optimizer, parameters)
+    elif processes == 1:
+        yield Layout(Strategy.SINGLE)
+    else:
+        yield Layout(Strategy.DDP, processes)
+        if wanted == "auto" and Strategy.DEEPSPEED in strategies and spec.method is not Method.QLORA:
+            yield Layout(Strategy.DEEPSPEED, processes, 2)
+            yield Layout(Strategy.DEEPSPEED, processes, 3)
+            yield Layout(Strategy.DEEPSPEED, processes, 3, True, True)
+
+
+def checkpointing_choices(spec: FineTuneJobSpec) -> tuple[bool, ...]:
+    """Whether to recompute activations, as far as the spec leaves it open."""
+    wanted = spec.training.gradient_checkpointing
+    if wanted == "auto":
+        return (False,) if spec.method in WITHOUT_CHECKPOINTING else (False, True)
+    return (wanted == "on",)
+
+
+def row_choices(spec: FineTuneJobSpec, override: int | None = None) -> list[int]:
+    """Micro-batches that the spec leaves open, the preferred first."""
+    wanted = override or spec.training.micro_batch_size
+    return micro_batches(spec.training.batch_size // processes_of(spec)) if wanted == "auto" else [wanted]
+
+
+def _largest(
+    spec: FineTuneJobSpec,
+    work: Workload,
+    layout: Layout,
+    checkpointing: bool,
+    gpu_memory: int,
+    override: int | None,
+) -> Candidate | None:
+    for rows in row_choices(spec, override):
+        batch = Batch(rows, spec.dataset.max_length, checkpointing)
+        memory = estimate(work, batch, layout)
+        if memory.total <= USABLE_SHARE * gpu_memory:
+            return Candidate(layout, batch, memory)
+    return None

@@ -1,0 +1,222 @@
+"""What a job does to a model, as far as memory is concerned. Pure: no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_operator.planner.shapes import KnownModel
+from finetune_trainer.contract import ParameterInfo, ParameterKind, Selection, count_trainable
+from finetune_trainer.contract.vocabulary import LoraVariant, Method, Optimizer, Precision, QuantizationType, Strategy
+
+CAST = frozenset({ParameterKind.LINEAR, ParameterKind.CONV1D})
+"""Weights that autocast casts. It does not know the grouped product of fused experts: trained ones compute in fp32."""
+MATRICES = CAST | {ParameterKind.EXPERTS}
+"""Weights that are multiplied with activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the work is split over processes."""
+
+    strategy: Strategy
+    processes: int = 1
+    zero_stage: int | None = None
+    """1, 2 or 3 with DeepSpeed."""
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @property
+    def shards(self) -> bool:
+        """Whether anything is divided by the number of processes."""
+        return self.strategy in (Strategy.DEEPSPEED, Strategy.FSDP)
+
+    def __str__(self) -> str:
+        name = f"ZeRO-{self.zero_stage}" if self.zero_stage else self.strategy.value
+        offloaded = [
+            n for n, on in (("optimizer", self.offload_optimizer), ("parameters", self.offload_parameters)) if on
+        ]
+        return f"{name} with {' and '.join(offloaded)} in host memory" if offloaded else name
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass of one process."""
+
+    rows: int
+    length: int
+    """Tokens of a row."""
+    checkpointing: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a pass."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, and what a job trains of it."""
+
+    known: KnownModel
+    selection: Selection
+    method: Method
+    precision: Precision
+    optimizer: Optimizer
+    packing: bool
+    rank: int = 0
+    variant: LoraVariant = LoraVariant.STANDARD
+    dropout: bool = False
+    quantization: QuantizationType | None = None
+    double_quant: bool = True
+
+    @classmethod
+    def of(cls, spec: FineTuneJobSpec, known: KnownModel, selection: Selection) -> Workload:
+        """What a spec asks of a model; defaults of lora and quantization are the API's."""
+        lora, quantization = spec.lora, spec.quantization
+        quantized: QuantizationType | None = None
+        if spec.method is Method.QLORA:
+            quantized = quantization.type if quantization else QuantizationType.NF4
+        return cls(
+            known=known,
+            selection=selection,
+            method=spec.method,
+            precision=spec.training.precision,
+            optimizer=spec.training.optimizer,
+            packing=spec.dataset.packing,
+            rank=(lora.rank if lora else 16) if spec.method.uses_lora else 0,
+            variant=lora.variant if lora else LoraVariant.STANDARD,
+            dropout=bool(lora and lora.dropout),
+            quantization=quantized,
+            double_quant=quantization.double_quant if quantization else True,
+        )
+
+    @property
+    def narrow(self) -> int:
+        """Bytes of an element of the frozen weights and of most activations."""
+        return 4 if self.precision is Precision.FP32 else 2
+
+    @cached_property
+    def trained(self) -> int:
+        """Elements that an optimizer updates. Prompts, prefixes and scales are too few to matter and count as none."""
+        return count_trainable(self.known.layout, self.selection, rank=self.rank, variant=self.variant)
+
+    @cached_property
+    def trained_base(self) -> tuple[ParameterInfo, ...]:
+        """Tensors of the model that are trained themselves."""
+        layout = self.known.layout
+        return tuple(layout.by_path[path] for path in self.selection.parameters)
+
+    @cached_property
+    def frozen(self) -> int:
+        """Elements that nothing updates. With adapters, what `also` names is kept beside its trained copy."""
+        if self.method.trains_base_weights:
+            return self.known.layout.total - sum(p.size for p in self.trained_base)
+        return self.known.layout.total
+
+    @cached_property
+    def quantized(self) -> tuple[ParameterInfo, ...]:
+        """Weights that bitsandbytes packs: linear layers but the head and what is trained in full beside them.
+
+        Fused experts are no linear layers and stay as they are.
+        """
+        if self.quantization is None:
+            return ()
+        layout = self.known.layout
+        kept = {layout.output_embeddings, layout.input_embeddings, *self.selection.saved_modules}
+        return tuple(p for p in layout.parameters if p.kind is ParameterKind.LINEAR and p.module not in kept)
+
+    @cached_property
+    def lowest(self) -> int:
+        """The first block that the backward pass reaches; the number of blocks when it reaches none."""
+        layout = self.known.layout
+        if self.method in (Method.PREFIX, Method.PROMPT):
+            return 0
+        if self.method in (Method.IA3, Method.ADAPTER):
+            return min(self.selection.blocks, default=0)
+        after = {layout.final_norm, None if layout.tied else layout.output_embeddings}
+        lowest = layout.block_count
+        for module in [*(p.module for p in self.trained_base), *self.selection.adapted]:
+            block = layout.block_of(f"{module}.")
+            if block is None and module not in after:
+                return 0
+            if block is not None:
+                lowest = min(lowest, block)
+        return lowest
+
+    @cached_property
+    def wide_residual(self) -> bool:
+        """Whether the residual stream is in fp32: it has the precision of the token embedding, trained or not."""
+        trained = {p.module for p in self.trained_base}
+        return self.precision is Precision.FP32 or self.known.layout.input_embeddings in trained
+
+    @cached_property
+    def trained_head(self) -> int:
+        """Elements of the head's weight, if it is trained."""
+        layout = self.known.layout
+        module = layout.input_embeddings if layout.tied else layout.output_embeddings
+        return sum(p.size for p in self.trained_base if p.module == module)
+
+    @cached_property
+    def largest_matrix(self) -> int:
+        """Elements of the largest weight in a block."""
+        layout = self.known.layout
+        inside = (p for p in layout.parameters if p.kind in MATRICES and layout.block_of(p.path) is not None)
+        return max((p.size // p.shape[0] if p.kind is ParameterKind.EXPERTS else p.size for p in inside), default=0)
+
+    @cached_property
+    def trains_experts(self) -> bool:
+        """Whether fused experts are trained."""
+        return any(p.kind is ParameterKind.EXPERTS for p in self.trained_base)
+
+    @cached_property
+    def kept_inputs(self) -> dict[int, int]:
+        """Bytes for each token that a block keeps of the inputs of what is trained in it.
+
+        The gradient of a weight needs the layer's input. Autocast makes each layer a 16-bit copy of its own of it, as
+        the norms before it compute in fp32; PEFT widens the input of an adapter and autocast narrows it again, which is
+        a copy as well, and keeps what lies between A and B.
+        """
+        layout, routed = self.known.layout, self.known.shape.routed
+        kept: dict[int, int] = {}
+        for parameter in self.trained_base:
+            block = layout.block_of(parameter.path)
+            if block is not None and parameter.kind in MATRICES:
+                width = 4 * routed if parameter.kind is ParameterKind.EXPERTS else self.narrow
+                kept[block] = kept.get(block, 0) + width * _inputs(parameter)
+            elif block is not None and parameter.kind is ParameterKind.OTHER and len(parameter.shape) == 1:
+                # A norm keeps what it scales.
+                kept[block] = kept.get(block, 0) + self._normalised(parameter) * (
+                    4 if self.wide_residual else self.narrow
+                )
+        for module in self.selection.adapted:
+            block = layout.block_of(f"{module}.")
+            if block is None:
+                continue
+            weight = layout.by_path[f"{module}.weight"]
+            inputs, outputs = _inputs(weight), weight.size // _inputs(weight)
+            size = self.narrow * (inputs + self.rank) + (inputs if self.dropout else 0)
+            if self.variant is LoraVariant.DORA:
+                size += 3 * self.narrow * outputs  # the base's, the adapter's, and both before the magnitude
+            kept[block] = kept.get(block, 0) + size
+        return kept
+
+    def _normalised(self, weight: ParameterInfo) -> int:
+        """Elements of a token that a norm scales: those of the residual stream, or of all heads one by one."""
+        shape = self.known.shape
+        if weight.size == shape.hidden:
+            return shape.hidden
+        return weight.size * (shape.heads if ".q_" in weight.path else shape.kv_heads)
+
+
+def _inputs(weight: ParameterInfo) -> int:
+    return weight.shape[0] if weight.kind is ParameterKind.CONV1D else weight.shape[-1]
+
+
+def readable(size: float) -> str:
+    """Bytes for people: `13.2 GiB`."""
+    if size >= 2**30 or size <= 0:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{math.ceil(size / 2**20)} MiB"

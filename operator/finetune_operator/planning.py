@@ -1,0 +1,114 @@
+"""Getting to know a job before it runs: is it accepted, what does its model look like, what is the plan.
+
+The model's `config.json` may have to be fetched: that is the injected reader's business, and its failure is none of the
+job's. The trainer, which has to load the model anyway, checks again in its first seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from finetune_operator.acceptance import accept
+from finetune_operator.api.base import quantity_to_bytes
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, FineTuneJobStatus, PlanStatus
+from finetune_operator.constants import Condition, Reason
+from finetune_operator.errors import ModelConfigUnavailable, NotSupported, PlanningError, UnknownArchitecture
+from finetune_operator.observed import JobRef, ObservedJob
+from finetune_operator.settings import Settings
+from finetune_operator.shape import unplanned
+from finetune_operator.state import Fact, Preparation
+from finetune_trainer.contract import SelectionError
+
+
+class ModelConfigReader(Protocol):
+    """Reads a model's configuration."""
+
+    async def __call__(self, ref: JobRef, spec: FineTuneJobSpec) -> Mapping[str, Any]:
+        """The content of `config.json`. Raises ModelConfigUnavailable when it cannot be read from here."""
+
+
+class PlanResult(Protocol):
+    """What a planner answers."""
+
+    @property
+    def plan(self) -> PlanStatus:
+        """The plan."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about it."""
+
+
+class Planner(Protocol):
+    """Plans a job whose model is known."""
+
+    def __call__(
+        self, spec: FineTuneJobSpec, config: Mapping[str, Any], *, gpu_memory: int, micro_batch_size: int | None
+    ) -> PlanResult:
+        """The plan.
+
+        Args:
+            spec: the job.
+            config: the model's `config.json`.
+            gpu_memory: of one GPU, in bytes.
+            micro_batch_size: takes the place of the spec's, after an attempt that ran out of memory.
+
+        Raises:
+            UnknownArchitecture: there is no shape for this model.
+            PlanningError: any other: the job does not fit.
+            SelectionError: the job's words do not fit the model.
+            NotSupported: this version cannot do it.
+        """
+
+
+class Preparer:
+    """Checks and plans specs. Holds no state: what was found stands in the job's status."""
+
+    def __init__(self, settings: Settings, read_config: ModelConfigReader, planner: Planner) -> None:
+        self._settings = settings
+        self._read_config = read_config
+        self._planner = planner
+
+    async def prepare(self, job: ObservedJob, status: FineTuneJobStatus) -> tuple[Preparation, FineTuneJobSpec | None]:
+        """Check a job's spec, and plan it unless the status has the plan already; the spec when it is accepted."""
+        accepted, spec = accept(job, self._settings.permissions, self._settings.trainer)
+        if spec is None:
+            return Preparation(accepted), None
+        override = status.attempts.micro_batch_size if status.attempts else None
+        known = _known(status, job.generation, override)
+        if known is not None:
+            return Preparation(accepted, known, status.plan, is_fresh=False), spec
+        planned, plan = await self._plan(job.ref, spec, override)
+        return Preparation(accepted, planned, plan), spec
+
+    async def _plan(
+        self, ref: JobRef, spec: FineTuneJobSpec, micro_batch_size: int | None
+    ) -> tuple[Fact, PlanStatus | None]:
+        memory = spec.resources.gpu_memory or self._settings.trainer.gpu_memory
+        try:
+            config = await self._read_config(ref, spec)
+            result = self._planner(
+                spec, config, gpu_memory=quantity_to_bytes(memory), micro_batch_size=micro_batch_size
+            )
+        except (ModelConfigUnavailable, UnknownArchitecture) as error:
+            message = f"{error}; the trainer checks in its first seconds"
+            return Fact("Unknown", Reason.MODEL_UNKNOWN, message), unplanned(spec, micro_batch_size)
+        except SelectionError as error:
+            return Fact("False", Reason.INVALID_SELECTION, str(error)), None
+        except NotSupported as error:
+            return Fact("False", Reason.NOT_SUPPORTED, str(error)), None
+        except PlanningError as error:
+            return Fact("False", Reason.DOES_NOT_FIT, str(error)), None
+        return Fact("True", Reason.FITS, "; ".join(result.notes)), result.plan
+
+
+def _known(status: FineTuneJobStatus, generation: int, override: int | None) -> Fact | None:
+    """The condition Planned, when it and the plan in the status are of this spec and this micro-batch."""
+    planned = next((one for one in status.conditions if one.type == Condition.PLANNED), None)
+    plan = status.plan
+    if planned is None or plan is None or planned.status == "False" or planned.observed_generation != generation:
+        return None
+    if override is not None and plan.micro_batch_size != override:
+        return None
+    return Fact(planned.status, planned.reason, planned.message)

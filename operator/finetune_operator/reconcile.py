@@ -1,0 +1,215 @@
+"""Gather, decide, act, one status patch, then the events: the same for every cluster.
+
+Level-triggered: a call names a job and nothing else. Everything that is remembered stands in the job's status and in
+its children, so a crash between any two calls loses nothing: whoever comes next decides from what is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import render, status
+from finetune_operator.announce import events
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.cluster import Cluster, ObjectRef
+from finetune_operator.constants import PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, Reason
+from finetune_operator.decide import CreateAttempt, Decision, DeleteAttempt, Need, View, decide, give_up, held_up
+from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, KindUnknown, NotFound
+from finetune_operator.observed import JobRef, Observed, ObservedAttempt
+from finetune_operator.planning import Preparer
+from finetune_operator.settings import Settings
+from finetune_operator.state import Preparation
+
+log = logging.getLogger(__name__)
+
+SOON_SECONDS = 1.0
+"""When to look again after the job changed under our hands."""
+_ROUNDS = 6
+"""How often one reconcile asks for more before it leaves the rest to the next."""
+
+
+class _NameTaken(Exception):
+    """A child's name is held by an object that is not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A decision with what it was made of."""
+
+    view: View
+    decision: Decision
+    spec: FineTuneJobSpec | None
+
+
+class Reconciler:
+    """Brings one job at a time nearer to what its spec says."""
+
+    def __init__(self, cluster: Cluster, preparer: Preparer, settings: Settings, clock: Callable[[], float]) -> None:
+        """
+        Args:
+            clock: seconds since the epoch.
+        """
+        self._cluster = cluster
+        self._preparer = preparer
+        self._settings = settings
+        self._clock = clock
+        self._started_at = clock()
+
+    async def reconcile(self, ref: JobRef) -> float | None:
+        """Do what is to be done about a job now.
+
+        Returns:
+            Seconds after which to come again although nothing was heard of it; None when only an event can change
+            anything.
+
+        Raises:
+            ClusterError: a call failed in a way that may pass. Nothing is half-done: call again later.
+        """
+        observed = self._cluster.observe(ref)
+        if observed is None:
+            return None
+        case = await self._decide(observed)
+        if case is None:
+            return SOON_SECONDS
+        decision = await self._act(case)
+        return await self._record(case.view, decision)
+
+    async def _decide(self, observed: Observed) -> _Case | None:
+        """Decide, gathering what the decision turns out to need; None when the job changed meanwhile."""
+        preparation: Preparation | None = None
+        spec: FineTuneJobSpec | None = None
+        confirmed = False
+        for _ in range(_ROUNDS):
+            view = self._view(observed, preparation, confirmed)
+            decision = decide(view)
+            if decision.need is None:
+                return _Case(view, decision, spec)
+            if decision.need is Need.PREPARATION:
+                preparation, spec = await self._preparer.prepare(observed.job, view.status)
+            else:
+                await self._cluster.refresh(observed.job.ref)
+                confirmed = True
+            again = self._cluster.observe(observed.job.ref)
+            if again is None or again.job.resource_version != observed.job.resource_version:
+                return None
+            observed = again
+        return None
+
+    def _view(self, observed: Observed, preparation: Preparation | None, confirmed: bool) -> View:
+        return View(
+            observed=observed,
+            status=status.read(observed.job.status),
+            now=self._clock(),
+            started_at=self._started_at,
+            reports_expected=self._settings.trainer.progress_url is not None,
+            preparation=preparation,
+            confirmed=confirmed,
+        )
+
+    async def _act(self, case: _Case) -> Decision:
+        """Carry out a decision's actions; what stands in the way of a creation is a decision too."""
+        view, decision = case.view, case.decision
+        for action in decision.actions:
+            if isinstance(action, DeleteAttempt):
+                await self._delete(action.attempt)
+                continue
+            obstacle = await self._try_create(case, action)
+            if obstacle is not None:
+                log.warning("%s: %s", view.observed.job.ref, obstacle.state.message if obstacle.state else "")
+                return obstacle
+        return decision
+
+    async def _try_create(self, case: _Case, action: CreateAttempt) -> Decision | None:
+        view = case.view
+        try:
+            await self._create(case, action)
+        except _NameTaken as taken:
+            return held_up(view, Reason.NAME_TAKEN, str(taken))
+        except KindUnknown as error:
+            return held_up(
+                view,
+                Reason.TRAINING_OPERATOR_MISSING,
+                f"the cluster does not know PyTorchJobs ({error}): install the Kubeflow training operator; the job "
+                "then goes on by itself",
+            )
+        except Forbidden as error:
+            return held_up(view, Reason.CREATE_REFUSED, f"the API server refuses: {error}")
+        except ClusterError as error:
+            if error.status not in (400, 422):
+                raise
+            return give_up(view, Reason.REJECTED, f"the API server says that attempt {action.number} is wrong: {error}")
+        return None
+
+    async def _create(self, case: _Case, action: CreateAttempt) -> None:
+        job = case.view.observed.job
+        assert case.spec is not None and case.view.status.plan is not None
+        attempt = render.Attempt(
+            job.ref, job.uid, action.number, case.spec, case.view.status.plan, self._settings.trainer
+        )
+        for manifest in (render.config_map(attempt), render.pytorch_job(attempt)):
+            await self._create_child(case.view.observed, manifest)
+
+    async def _create_child(self, observed: Observed, manifest: dict[str, Any]) -> None:
+        """Create a child, or find that we did so before. Raises _NameTaken when it is another job's: never adopted."""
+        job, name = observed.job, manifest["metadata"]["name"]
+        try:
+            await self._cluster.create(manifest)
+        except AlreadyExists as error:
+            owner = error.owner_uid
+            if owner is None:
+                owner = await self._owner_of(job.ref, job.uid, manifest)
+            if owner != job.uid:
+                what = f"{manifest['kind']} {job.ref.namespace}/{name}"
+                raise _NameTaken(
+                    f"{what} is there and not of this job; waiting for it to go (an earlier job of this name may have "
+                    "left it; if it is yours, delete it, or give this job another name)"
+                ) from error
+
+    async def _owner_of(self, ref: JobRef, uid: str, manifest: dict[str, Any]) -> str:
+        """Whose the object of this name is, read anew. A store does not hold ConfigMaps: theirs is the PyTorchJob's."""
+        await self._cluster.refresh(ref)
+        observed = self._cluster.observe(ref)
+        owners = {one.name: one.owner_uid for one in observed.attempts} if observed else {}
+        unknown = "" if manifest["kind"] == PYTORCHJOB_KIND else uid
+        return owners.get(manifest["metadata"]["name"], unknown)
+
+    async def _delete(self, attempt: ObservedAttempt) -> None:
+        """Delete both children; the PyTorchJob last, because it is what is looked for when this has to be repeated."""
+        await self._cluster.delete(ObjectRef("v1", "ConfigMap", attempt.namespace, attempt.name))
+        await self._cluster.delete(
+            ObjectRef(PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, attempt.namespace, attempt.name, attempt.uid)
+        )
+
+    async def _record(self, view: View, decision: Decision) -> float | None:
+        """Write the status where it changed, then say what is worth an event."""
+        if decision.state is None:
+            return decision.requeue_after
+        job = view.observed.job
+        after = status.build(view.status, decision.state, generation=job.generation, now=view.now)
+        patch = status.difference(job.status, after)
+        if not patch:
+            return decision.requeue_after
+        if status.is_progress_only(patch):
+            wait = self._settings.progress_patch_seconds - status.progress_age(view.status, view.now)
+            if wait > 0:
+                return decision.within(wait).requeue_after
+        try:
+            await self._cluster.patch_status(job.ref, uid=job.uid, resource_version=job.resource_version, status=patch)
+        except Conflict:
+            return SOON_SECONDS
+        except NotFound:
+            return None
+        await self._announce(view, after)
+        return decision.requeue_after
+
+    async def _announce(self, view: View, after: FineTuneJobStatus) -> None:
+        job = view.observed.job
+        for event in events(view.status, after):
+            log.info("%s: %s: %s", job.ref, event.reason, event.message)
+            try:
+                await self._cluster.emit(job.ref, job.uid, event)
+            except ClusterError as error:
+                log.warning("%s: event %s was lost: %s", job.ref, event.reason, error)

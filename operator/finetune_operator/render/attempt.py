@@ -1,0 +1,40 @@
+"""What an attempt's manifests are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, PlanStatus
+from finetune_operator.observed import JobRef
+from finetune_operator.settings import TrainerDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of one job."""
+
+    job: JobRef
+    uid: str
+    """UID of the FineTuneJob."""
+    number: int
+    """1 for the first."""
+    spec: FineTuneJobSpec
+    plan: PlanStatus
+    defaults: TrainerDefaults
+    """What applies where the spec says nothing."""
+
+    @property
+    def name(self) -> str:
+        """Name of its ConfigMap and its PyTorchJob."""
+        return f"{self.job.name}-{self.number}"
+
+    @property
+    def processes_per_node(self) -> int:
+        """One for each GPU of a pod; one on CPUs."""
+        return max(1, self.plan.gpus_per_node)
+
+    @property
+    def s3_secret(self) -> str | None:
+        """Name of the Secret with the object store's credentials."""
+        reference = self.spec.output.s3.secret_ref
+        return reference.name if reference else self.defaults.s3_secret

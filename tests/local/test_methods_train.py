@@ -1,0 +1,257 @@
+"""Every method, from the data set to an artefact in a real S3 server that loads and does what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from finetune_trainer import train
+from finetune_trainer.context import RunContext
+from finetune_trainer.contract import ResultManifest, RunResult, TrainerConfig
+from finetune_trainer.data import Collator, RowDataset, prepare
+from finetune_trainer.errors import Preempted, UsageError
+from finetune_trainer.evaluate import score
+from finetune_trainer.export import load_delta
+from finetune_trainer.methods.lora import quiet_peft
+from finetune_trainer.preemption import StopRequest
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.storage import ObjectStore, S3Uri
+from finetune_trainer.workspace import Workspace
+from tests.quick_torch import quick_torch
+from tests.trainer_jobs import QUESTIONS, save_tiny_model, trainer_config, write_dataset
+
+__all__ = ["quick_torch"]
+
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "bias": "none"}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full", "training": {"learning_rate": 1e-4}},
+    "freeze": {"method": "freeze", "layers": {"ids": [3, 1], "also": ["lm_head"]}},
+    "bitfit": {"method": "bitfit"},
+    "lora": {"method": "lora", "layers": {"last": 2}, "dataset": {"packing": True}},
+    "dora": {"method": "lora", "lora": {**LORA, "variant": "dora"}, "layers": {"also": ["embeddings"]}},
+    "pissa": {"method": "lora", "lora": {**LORA, "variant": "pissa"}},
+    "olora": {"method": "lora", "lora": {**LORA, "variant": "olora"}, "layers": {"modules": ["mlp"]}},
+    "lora+": {"method": "lora", "lora": {**LORA, "variant": "lora+", "learning_rate_ratio": 4.0}},
+    "qlora": {"method": "qlora", "dataset": {"packing": True}, "training": {"gradient_checkpointing": True}},
+    "prefix": {"method": "prefix", "training": {"learning_rate": 1e-2}},
+    "prompt": {"method": "prompt", "training": {"learning_rate": 1e-1}},
+    "adapter": {"method": "adapter", "layers": {"last": 3}, "training": {"learning_rate": 1e-2}},
+    "ia3": {"method": "ia3", "training": {"learning_rate": 1e-2}},
+}
+
+
+class Recorder(ProgressReporter):
+    """Keeps the reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[int, int, dict[str, float]]] = []
+
+    def report(self, step: int, total_steps: int, metrics: Any, remaining_seconds: float | None = None) -> None:
+        self.reports.append((step, total_steps, dict(metrics)))
+
+
+class StopAfter(StopRequest):
+    """Asks to stop at the n-th time somebody looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Model folder, training data, held-out data."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = save_tiny_model(folder / "model", "llama-biased", tie_word_embeddings=True)
+    held_out = tuple((f"Tell me: {question}", answer) for question, answer in QUESTIONS[:3])
+    return model, write_dataset(folder / "train.jsonl"), write_dataset(folder / "heldout.jsonl", held_out)
+
+
+def job(inputs: tuple[Path, Path, Path], folder_uri: S3Uri, **changes: Any) -> TrainerConfig:
+    model, data, held_out = inputs
+    dataset = {"validation": {"uri": f"file://{held_out}"}, **changes.pop("dataset", {})}
+    evaluation = {"generations": 1, "max_new_tokens": 4, **changes.pop("evaluation", {})}
+    output = {"uri": str(folder_uri), **changes.pop("output", {})}
+    return trainer_config(model, data, dataset=dataset, evaluation=evaluation, output=output, **changes)
+
+
+def run(config: TrainerConfig, store: ObjectStore, folder: Path, **outside: Any) -> RunResult:
+    context = RunContext(
+        workspace=Workspace.at(folder),
+        store=store,
+        progress=outside.get("progress", ProgressReporter()),
+        stop=outside.get("stop", StopRequest()),
+        rank=0,
+        local_rank=0,
+        world_size=1,
+    )
+    return train.run(config, context)
+
+
+def download(store: ObjectStore, uri: str, folder: Path) -> ResultManifest:
+    """The artefact, verified against its manifest."""
+    run_uri = S3Uri.parse(uri)
+    manifest = ResultManifest.model_validate_json(store.get_bytes(run_uri.child("manifest.json")))
+    store.get_tree(run_uri, manifest.files, folder)
+    return manifest
+
+
+def load_artefact(base: Path, folder: Path, manifest: ResultManifest) -> torch.nn.Module:
+    """As its user would: base model and artefact, with nothing of the run."""
+    if manifest.artifact == "model":
+        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "model")
+        return whole
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if manifest.artifact == "delta":
+        load_delta(model, folder / "delta")
+        return model  # type: ignore[no-any-return]
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, str(folder / "adapter"))
+
+
+def perplexity(model: torch.nn.Module, config: TrainerConfig, folder: Path, held_out: Path) -> float:
+    """Of a loaded artefact, on the held-out data, with the artefact's own tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(next(folder.glob("*/tokenizer.json")).parent)
+    data = prepare(
+        config.dataset,
+        tokenizer,
+        lambda uri: [Path(uri.removeprefix("file://"))],
+        seed=config.training.seed,
+        cache_dir=folder / "cache",
+    )
+    assert data.validation is not None
+    collator = Collator(tokenizer.pad_token_id, packed=False)
+
+    def collate(rows: list[Any]) -> dict[str, Any]:
+        batch = collator(rows)
+        del batch["position_ids"]
+        return batch
+
+    scores = score(model, RowDataset(data.validation), collate, config, torch.device("cpu"))
+    assert scores is not None
+    return scores.perplexity
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_artefacts_do_what_was_measured(
+    name: str, inputs: tuple[Path, Path, Path], store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    config = job(inputs, folder_uri, **METHODS[name])
+    progress = Recorder()
+    result = run(config, store, tmp_path / "work", progress=progress)
+
+    manifest = download(store, result.uri, tmp_path / "got")
+    assert result.evaluation is not None and result.evaluation.base is not None
+    assert manifest.evaluation == result.evaluation
+    assert result.evaluation.tuned["perplexity"] != result.evaluation.base["perplexity"]
+    assert result.size_bytes == sum(entry.size_bytes for entry in manifest.files)
+    assert 0 < result.trainable_parameters <= result.total_parameters
+    if name != "qlora":
+        found = perplexity(load_artefact(inputs[0], tmp_path / "got", manifest), config, tmp_path / "got", inputs[2])
+        assert found == pytest.approx(result.evaluation.tuned["perplexity"], rel=2e-4)
+
+    latest = json.loads(store.get_bytes(folder_uri.child("latest.json")))
+    assert (latest["uri"], latest["manifestSha256"]) == (result.uri, result.manifest_sha256)
+    assert [step for step, _, metrics in progress.reports if "loss" in metrics] == [1, 2, 3, 4]
+    assert "eval_loss" in progress.reports[-1][2]
+    paths = {entry.path for entry in manifest.files}
+    assert {"evaluation.json", "README.md"} < paths
+    assert any(path.startswith("tensorboard/events") for path in paths)
+    assert f"{manifest.artifact}/chat_template.jinja" in paths
+    generation = json.loads((tmp_path / "got" / "evaluation.json").read_text())["generations"][0]
+    assert generation["prompt"][-1]["role"] == "user" and generation["reference"]
+    assert isinstance(generation["base"], str) and isinstance(generation["tuned"], str)
+
+
+@pytest.mark.parametrize(
+    ("name", "merge"), [("lora", "base16"), ("pissa", "base16"), ("freeze", "base16"), ("qlora", "dequantized")]
+)
+def test_merged_models_stand_alone(
+    name: str, merge: str, inputs: tuple[Path, Path, Path], store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    config = job(inputs, folder_uri, **METHODS[name], output={"merge": merge})
+    result = run(config, store, tmp_path / "work")
+    assert result.merged_uri == f"{result.uri}/merged"
+    download(store, result.uri, tmp_path / "got")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "got" / "merged")
+    assert result.evaluation is not None
+    found = perplexity(merged, config, tmp_path / "got", inputs[2])
+    assert found == pytest.approx(result.evaluation.tuned["perplexity"], rel=2e-3)
+
+
+def test_a_stopped_run_is_continued_by_the_next_attempt(
+    inputs: tuple[Path, Path, Path], store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    config = job(inputs, folder_uri, training={"max_steps": 6})
+    whole = run(config, store, tmp_path / "whole")
+    download(store, whole.uri, tmp_path / "a")
+
+    other = config.model_copy(update={"job": config.job.model_copy(update={"uid": "uid-2"})})
+    # Three looks before the first step, then one per step.
+    with pytest.raises(Preempted, match="the checkpoint of step 2 is saved") as caught:
+        run(other, store, tmp_path / "stopped", stop=StopAfter(4))
+    assert caught.value.step == 2
+    again = other.model_copy(update={"job": other.job.model_copy(update={"attempt": 2})})
+    progress = Recorder()
+    result = run(again, store, tmp_path / "resumed", progress=progress)
+    assert progress.reports[0][:2] == (2, 6)
+    download(store, result.uri, tmp_path / "b")
+    first, second = (load_file(tmp_path / x / "adapter" / "adapter_model.safetensors") for x in "ab")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_missed_gate_fails_the_run_but_keeps_its_artefact(
+    inputs: tuple[Path, Path, Path], store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    gates = [{"metric": "perplexity", "max": 1.5}, {"metric": "accuracy", "min": 0.0}]
+    config = job(inputs, folder_uri, evaluation={"gates": gates})
+    with pytest.raises(UsageError, match=r"perplexity is \d+.*, above 1\.5\. The artefact was written") as caught:
+        run(config, store, tmp_path / "work")
+    assert caught.value.reason == "GateNotMet"
+    download(store, config.run_uri, tmp_path / "got")
+    assert not store.exists(folder_uri.child("latest.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": {"ids": [9]}}, r"spec\.layers\.ids: 9 outside the model: it has 4 blocks"),
+        ({"layers": {"modules": ["key_proj"]}}, "did you mean k_proj"),
+        ({"training": {"batch_size": 5}}, r"spec\.training\.batchSize: 5 is not microBatchSize 2 x"),
+        ({"evaluation": {"metrics": ["bleu"]}}, r"spec\.evaluation\.metrics: bleu cannot be computed"),
+        ({"method": "prefix", "dataset": {"packing": True}}, r"spec\.dataset\.packing: method prefix"),
+        ({"parallelism": {"strategy": "deepspeed"}}, "deepspeed is not installed"),
+        ({"training": {"precision": "fp16"}}, "fp16 needs a GPU"),
+        ({"training": {"optimizer": "paged_adamw"}}, "paged_adamw needs a GPU"),
+        ({"output": {"merge": "dequantized"}}, "dequantized is for method qlora"),
+        ({"training": {"learning_rate": 1e30}}, "the loss became|a trained weight became|gradient of"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused(
+    changes: dict[str, Any],
+    says: str,
+    inputs: tuple[Path, Path, Path],
+    store: ObjectStore,
+    folder_uri: S3Uri,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(job(inputs, folder_uri, **changes), store, tmp_path)
+    assert not store.exists(folder_uri.child("latest.json"))
+    assert [
+        uri for uri, _ in store.list(folder_uri) if "manifest.json" in str(uri) and "checkpoints" not in str(uri)
+    ] == []

@@ -1,0 +1,339 @@
+"""What the API accepts and refuses, once: the unit tests run it against the types, tests/apiserver against the CRD."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+MINIMAL: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "medical-qa", "namespace": "default"},
+    "spec": {
+        "model": {"uri": "hf://org/model"},
+        "dataset": {"uri": "s3://data/train.jsonl"},
+        "output": {"uri": "s3://models/medical-qa"},
+    },
+}
+
+IMMUTABLE_WORDS = "cannot change after creation (only runPolicy can); delete the job, or create one of another name"
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """A copy of base with change laid over it, map by map; `...` removes a field."""
+    result = copy.deepcopy(base)
+    for name, value in change.items():
+        if value is ...:
+            del result[name]
+        elif isinstance(value, dict) and isinstance(result.get(name), dict):
+            result[name] = merged(result[name], value)
+        else:
+            result[name] = copy.deepcopy(value)
+    return result
+
+
+def manifest(*, name: str = "medical-qa", **spec: Any) -> dict[str, Any]:
+    """The smallest valid manifest, with this laid over its spec."""
+    return merged(MINIMAL, {"metadata": {"name": name}, "spec": spec})
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A manifest that neither side takes."""
+
+    id: str
+    spec: dict[str, Any]
+    """Laid over the smallest valid spec."""
+    field: str
+    words: str
+    """What Python says of the field; the API server too, where it does not have words of its own."""
+    server: str = ""
+    """What the API server says instead: types and bounds are explained in its own words."""
+    name: str = "medical-qa"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return manifest(name=self.name, **self.spec)
+
+    @property
+    def server_words(self) -> str:
+        return self.server or self.words
+
+
+ONE_SELECTOR = "more than one selector; set exactly one of last, first, ids, ranges, every, all"
+NO_SELECTOR = "freeze has to know which blocks stay trainable; set one of last, first, ids, ranges, every, all"
+NAME_FORM = (
+    "its pods cannot be named after it; use lower-case letters, digits and '-', starting with a letter and ending with "
+    "a letter or digit"
+)
+UNEVEN = (
+    "gpus {} cannot be spread evenly over pods of gpusPerNode GPUs (8 where it is not set); choose a gpusPerNode that "
+    "divides it"
+)
+UNFREEZE = (
+    "progressive unfreezing works with method full, freeze or bitfit and strategy auto or ddp (sharded optimizers fix "
+    "their parameters at the start); remove unfreeze or change method {}, strategy {}"
+)
+GATE = {"metric": "perplexity", "max": 12}
+HELD_OUT = {"validation": {"fraction": 0.1}}
+
+BROKEN_RULES = (
+    Refused("two-selectors", {"layers": {"last": 2, "ids": [1]}}, "spec.layers", ONE_SELECTOR),
+    Refused("ranges-and-every", {"layers": {"ranges": ["1-2"], "every": 2}}, "spec.layers", ONE_SELECTOR),
+    Refused("first-and-all", {"layers": {"first": 1, "all": True}}, "spec.layers", ONE_SELECTOR),
+    Refused("freeze-alone", {"method": "freeze"}, "spec.layers", NO_SELECTOR),
+    Refused("freeze-modules", {"method": "freeze", "layers": {"modules": ["mlp"]}}, "spec.layers", NO_SELECTOR),
+    Refused(
+        "prompt-layers",
+        {"method": "prompt", "layers": {"last": 1}},
+        "spec.layers",
+        "method prompt has no choice of layers; remove layers",
+    ),
+    Refused(
+        "prefix-layers",
+        {"method": "prefix", "layers": {"all": True}},
+        "spec.layers",
+        "method prefix has no choice of layers; remove layers",
+    ),
+    Refused(
+        "unfreeze-lora",
+        {"method": "lora", "layers": {"last": 2, "unfreeze": {"every": 10}}},
+        "spec.layers.unfreeze",
+        UNFREEZE.format("lora", "auto"),
+    ),
+    Refused(
+        "unfreeze-deepspeed",
+        {
+            "method": "freeze",
+            "layers": {"last": 2, "unfreeze": {"every": 10}},
+            "parallelism": {"strategy": "deepspeed"},
+        },
+        "spec.layers.unfreeze",
+        UNFREEZE.format("freeze", "deepspeed"),
+    ),
+    Refused(
+        "lora-full",
+        {"method": "full", "lora": {"rank": 8}},
+        "spec.lora",
+        "lora is for method lora and qlora; remove it, or change method full",
+    ),
+    Refused(
+        "quantization-lora",
+        {"quantization": {"type": "nf4"}},
+        "spec.quantization",
+        "quantization is for method qlora; remove it, or change method lora",
+    ),
+    Refused("no-data", {"dataset": {"uri": ...}}, "spec.dataset", "set exactly one of uri and sources"),
+    Refused(
+        "data-twice",
+        {"dataset": {"sources": [{"uri": "s3://b/a"}]}},
+        "spec.dataset",
+        "set exactly one of uri and sources",
+    ),
+    Refused(
+        "validation-empty",
+        {"dataset": {"validation": {}}},
+        "spec.dataset.validation",
+        "set exactly one of fraction and uri",
+    ),
+    Refused(
+        "validation-twice",
+        {"dataset": {"validation": {"fraction": 0.1, "uri": "s3://b/a"}}},
+        "spec.dataset.validation",
+        "set exactly one of fraction and uri",
+    ),
+    Refused(
+        "gpus-uneven",
+        {"resources": {"gpus": 6, "gpusPerNode": 4}, "training": {"batchSize": 12}},
+        "spec.resources.gpusPerNode",
+        UNEVEN.format(6),
+    ),
+    Refused(
+        "gpus-beyond-a-node",
+        {"resources": {"gpus": 12}, "training": {"batchSize": 12}},
+        "spec.resources.gpusPerNode",
+        UNEVEN.format(12),
+    ),
+    Refused(
+        "more-per-node-than-gpus",
+        {"resources": {"gpus": 2, "gpusPerNode": 4}},
+        "spec.resources.gpusPerNode",
+        UNEVEN.format(2),
+    ),
+    Refused(
+        "batch-by-gpus",
+        {"training": {"batchSize": 10}, "resources": {"gpus": 4}},
+        "spec.training.batchSize",
+        "batchSize 10 is not divisible by gpus 4; use a multiple",
+    ),
+    Refused(
+        "micro-batch",
+        {"training": {"batchSize": 16, "microBatchSize": 3}},
+        "spec.training.microBatchSize",
+        "batchSize 16 is not divisible by microBatchSize 3 times gpus 1; use a divisor, or auto",
+    ),
+    Refused(
+        "micro-batch-by-gpus",
+        {"training": {"batchSize": 16, "microBatchSize": 8}, "resources": {"gpus": 4}},
+        "spec.training.microBatchSize",
+        "batchSize 16 is not divisible by microBatchSize 8 times gpus 4; use a divisor, or auto",
+    ),
+    Refused(
+        "micro-batch-on-cpu",
+        {"training": {"batchSize": 16, "microBatchSize": 5}, "resources": {"gpus": 0}},
+        "spec.training.microBatchSize",
+        "batchSize 16 is not divisible by microBatchSize 5 times gpus 0; use a divisor, or auto",
+    ),
+    Refused(
+        "zero-stage",
+        {"parallelism": {"strategy": "ddp", "zeroStage": 2}},
+        "spec.parallelism.zeroStage",
+        "zeroStage needs strategy deepspeed, not ddp",
+    ),
+    Refused(
+        "deepspeed-configuration",
+        {"parallelism": {"deepspeed": {"a": 1}}},
+        "spec.parallelism.deepspeed",
+        "a DeepSpeed configuration needs strategy deepspeed, not auto",
+    ),
+    Refused(
+        "offload",
+        {"parallelism": {"offload": {"optimizer": "cpu"}}},
+        "spec.parallelism.offload",
+        "offload needs strategy deepspeed or fsdp, not auto",
+    ),
+    Refused(
+        "offload-parameters",
+        {"parallelism": {"strategy": "deepspeed", "zeroStage": 2, "offload": {"parameters": "cpu"}}},
+        "spec.parallelism.offload.parameters",
+        "parameters can be offloaded where they are sharded; use fsdp, or deepspeed with zeroStage 3",
+    ),
+    Refused(
+        "revision",
+        {"model": {"uri": "s3://b/model", "revision": "v1"}},
+        "spec.model.revision",
+        "revision is for hf:// models; remove it, or put the version in the path of s3://b/model",
+    ),
+    Refused(
+        "token",
+        {"model": {"uri": "pvc://claim/model", "tokenSecretRef": {"name": "hf"}}},
+        "spec.model.tokenSecretRef",
+        "tokenSecretRef is for hf:// models; for s3:// use output.s3.secretRef",
+    ),
+    Refused(
+        "merge-full",
+        {"method": "full", "output": {"merge": "base16"}},
+        "spec.output.merge",
+        "method full leaves nothing to merge; use merge: none",
+    ),
+    Refused(
+        "merge-dequantized",
+        {"output": {"merge": "dequantized"}},
+        "spec.output.merge",
+        "only qlora has a quantized base; use merge: base16 with method lora",
+    ),
+    Refused(
+        "gate-not-computed",
+        {"evaluation": {"metrics": ["accuracy"], "gates": [GATE]}, "dataset": HELD_OUT},
+        "spec.evaluation.gates",
+        "a gate is on a metric that is not computed; add it to evaluation.metrics",
+    ),
+    Refused(
+        "gate-without-bound",
+        {"evaluation": {"gates": [{"metric": "accuracy"}]}, "dataset": HELD_OUT},
+        "spec.evaluation.gates",
+        "a gate has neither max nor min; set one",
+    ),
+    Refused(
+        "gate-without-data",
+        {"evaluation": {"gates": [GATE]}},
+        "spec.evaluation.gates",
+        "gates need held-out data; set dataset.validation",
+    ),
+    Refused(
+        "long-name",
+        {},
+        "metadata.name",
+        "longer than 40 characters, which leaves no room for the names of its pods; use a shorter name",
+        name="a" * 41,
+    ),
+    Refused("name-with-dot", {}, "metadata.name", NAME_FORM, name="medical.qa"),
+    Refused("name-with-digit-first", {}, "metadata.name", NAME_FORM, name="7b"),
+)
+"""Rules between fields: both sides use the same words."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A manifest that both sides take."""
+
+    id: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    name: str = "medical-qa"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return manifest(name=self.name, **self.spec)
+
+
+ACCEPTED = (
+    Accepted("minimal"),
+    Accepted("longest-name", name="a" * 40),
+    Accepted("one-letter-name", name="a"),
+    Accepted("freeze-ids", {"method": "freeze", "layers": {"ids": [15, 1, 1]}}),
+    Accepted("freeze-ranges", {"method": "freeze", "layers": {"ranges": ["8-15"], "also": ["lm_head", "norm"]}}),
+    Accepted("unfreeze", {"method": "full", "layers": {"all": True, "unfreeze": {"every": 100}}}),
+    Accepted("qlora", {"method": "qlora", "quantization": {}, "lora": {"variant": "lora+"}}),
+    Accepted("merge-dequantized", {"method": "qlora", "output": {"merge": "dequantized"}}),
+    Accepted("cpu", {"resources": {"gpus": 0, "cpu": 2, "memory": "4Gi"}, "training": {"batchSize": 7}}),
+    Accepted("two-nodes", {"resources": {"gpus": 16}, "training": {"batchSize": 32, "microBatchSize": 2}}),
+    Accepted("odd-nodes", {"resources": {"gpus": 12, "gpusPerNode": 6}, "training": {"batchSize": 24}}),
+    Accepted(
+        "offload",
+        {
+            "parallelism": {
+                "strategy": "deepspeed",
+                "zeroStage": 3,
+                "offload": {"optimizer": "cpu", "parameters": "cpu"},
+                "deepspeed": {"zero_optimization": {"stage3_max_live_parameters": 1e9}},
+            }
+        },
+    ),
+    Accepted("gates", {"evaluation": {"gates": [GATE, {"metric": "accuracy", "min": 0.1}]}, "dataset": HELD_OUT}),
+    Accepted("sources", {"dataset": {"uri": ..., "sources": [{"uri": "hf://datasets/o/n"}, {"uri": "file:x.jsonl"}]}}),
+    Accepted("nulls", {"training": {"maxSteps": None, "seed": None}, "layers": None, "resources": {"gpus": None}}),
+    Accepted(
+        "pods",
+        {
+            "trainer": {"podTemplate": {"spec": {"hostNetwork": None, "volumes": [{"name": "x", "emptyDir": {}}]}}},
+            "scheduling": {"nodeSelector": {"a.b/c": "d"}, "tolerations": [{"operator": "Exists"}]},
+        },
+    ),
+)
+
+CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("model", {"model": {"uri": "hf://org/other"}}, "spec.model"),
+    ("dataset", {"dataset": {"maxLength": 1024}}, "spec.dataset"),
+    ("method", {"method": "full"}, "spec.method"),
+    ("layers-come", {"layers": {"last": 2}}, "spec.layers"),
+    ("lora-comes", {"lora": {"rank": 8}}, "spec.lora"),
+    ("quantization-comes", {"method": "qlora", "quantization": {}}, "spec.quantization"),
+    ("training", {"training": {"seed": 1}}, "spec.training"),
+    ("parallelism", {"parallelism": {"strategy": "ddp"}}, "spec.parallelism"),
+    ("resources", {"resources": {"gpus": 2}}, "spec.resources"),
+    ("tolerations", {"scheduling": {"tolerations": [{"operator": "Exists"}]}}, "spec.scheduling"),
+    ("output", {"output": {"merge": "base16"}}, "spec.output"),
+    ("evaluation", {"evaluation": {"generations": 0}}, "spec.evaluation"),
+    ("checkpoints", {"checkpoints": {"keep": 3}}, "spec.checkpoints"),
+    ("pod-template", {"trainer": {"podTemplate": {"metadata": {"labels": {"a": "b"}}}}}, "spec.trainer"),
+)
+"""Changes of the smallest job that are refused: id, change, field."""
+
+ALLOWED_CHANGES: tuple[dict[str, Any], ...] = (
+    {"runPolicy": {"suspend": True}},
+    {"runPolicy": {"retries": 5, "ttlSecondsAfterFinished": 60}},
+    {"runPolicy": {"activeDeadlineSeconds": 3600, "stallSeconds": 600}},
+    {"training": {"seed": 42}},
+)
+"""Changes of the smallest job that are accepted: all of runPolicy, and what is no change."""
