@@ -62,7 +62,7 @@ crds: $(INSTALLED) ## Generate crds/ from the Python types
 
 .PHONY: golden
 golden: $(INSTALLED) ## Regenerate the golden manifests that tests compare with
-	GOLDEN_UPDATE=1 $(BIN)/python -m pytest -q tests/unit/render
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/unit/render
 
 .PHONY: generate
 generate: crds ## Regenerate everything that is generated

@@ -6,30 +6,23 @@ from finetune_operator.api.v1alpha1 import FineTuneJobSpec, PlanStatus
 
 
 def unplanned(spec: FineTuneJobSpec, micro_batch_size: int | None = None) -> PlanStatus:
-    """A careful plan for a model that is not known here: one row at a time, activations recomputed, and sharded where
-    the model's own weights are trained on several GPUs.
+    """A careful plan for a model that is not known here: one row at a time, activations recomputed.
 
     micro_batch_size: takes the place of the spec's.
     """
     gpus = spec.resources.gpus
-    per_node = spec.resources.gpus_per_node or min(8, gpus)
+    per_node = (spec.resources.gpus_per_node or min(8, gpus)) if gpus else 0
     processes = max(1, gpus)
     wanted = spec.training.micro_batch_size
     micro = micro_batch_size or (1 if wanted == "auto" else wanted)
-    strategy = spec.parallelism.strategy if spec.parallelism.strategy != "auto" else _strategy(spec, processes)
+    strategy = "ddp" if spec.parallelism.strategy == "auto" else spec.parallelism.strategy
     return PlanStatus(
         nodes=gpus // per_node if per_node else 1,
-        gpus_per_node=per_node if gpus else 0,
+        gpus_per_node=per_node,
         strategy="single" if processes == 1 and strategy == "ddp" else strategy,
         zero_stage=(spec.parallelism.zero_stage or 3) if strategy == "deepspeed" else None,
         micro_batch_size=micro,
         gradient_accumulation=spec.training.batch_size // (micro * processes),
-        gradient_checkpointing=spec.training.gradient_checkpointing != "off",
+        gradient_checkpointing=spec.training.gradient_checkpointing != "never",
     )
 
-
-def _strategy(spec: FineTuneJobSpec, processes: int) -> str:
-    if processes == 1:
-        return "single"
-    unfreezes = spec.layers is not None and spec.layers.unfreeze is not None
-    return "fsdp" if spec.method.trains_base_weights and not unfreezes else "ddp"

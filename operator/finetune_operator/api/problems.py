@@ -146,8 +146,6 @@ def _not_one_of(value: Any, expected: str) -> str:
     choices = [choice.lower() if choice in ("True", "False") else choice for choice in choices]
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    if isinstance(value, bool) and "on" in choices:
-        hint = "; put on and off in quotes (YAML reads them as true and false)"
     return f"{shown(value)} is not one of {', '.join(choices)}{hint}"
 
 

@@ -95,8 +95,8 @@ def _smaller(view: View, failure: Failure, attempts: AttemptsStatus) -> Decision
     smaller = _smaller_micro_batch(plan) if plan else None
     if plan is None or smaller is None:
         advice = (
-            "not even one row at a time fits; shorten spec.dataset.maxLength, set training.gradientCheckpointing: on, "
-            "spread the model (parallelism.strategy deepspeed with zeroStage 3, or fsdp), use qlora, or larger GPUs"
+            "not even one row at a time fits; shorten spec.dataset.maxLength, set "
+            "training.gradientCheckpointing: always, use qlora, train fewer layers, or take larger GPUs"
         )
         return give_up(view, failure.reason, f"{failure.message}; {advice}", attempts)
     attempts = attempts.model_copy(update={"memory_retries": attempts.memory_retries + 1, "micro_batch_size": smaller})

@@ -86,7 +86,7 @@ def _need(found: Candidate) -> str:
 def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
     """Changes of one field each that cost less memory."""
     training = spec.training
-    if training.gradient_checkpointing == "off" and spec.method not in WITHOUT_CHECKPOINTING:
+    if training.gradient_checkpointing == "never" and spec.method not in WITHOUT_CHECKPOINTING:
         yield "training.gradientCheckpointing: auto", _with(spec, "training", gradient_checkpointing="auto")
     if training.micro_batch_size not in ("auto", 1):
         yield "training.microBatchSize: auto", _with(spec, "training", micro_batch_size="auto")

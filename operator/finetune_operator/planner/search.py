@@ -97,7 +97,7 @@ def checkpointing_choices(spec: FineTuneJobSpec) -> tuple[bool, ...]:
     wanted = spec.training.gradient_checkpointing
     if wanted == "auto":
         return (False,) if spec.method in WITHOUT_CHECKPOINTING else (False, True)
-    return (wanted == "on",)
+    return (wanted == "always",)
 
 
 def row_choices(spec: FineTuneJobSpec, override: int | None = None) -> list[int]:

@@ -38,8 +38,8 @@ def _method(spec: FineTuneJobSpec) -> Iterator[str]:
     method, layers = spec.method, spec.layers
     if method in WITHOUT_PACKING and spec.dataset.packing:
         yield f"spec.dataset.packing: method {method} cannot train on packed rows; set packing: false"
-    if method in WITHOUT_CHECKPOINTING and spec.training.gradient_checkpointing == "on":
-        yield f"spec.training.gradientCheckpointing: method {method} cannot recompute activations; use auto or 'off'"
+    if method in WITHOUT_CHECKPOINTING and spec.training.gradient_checkpointing == "always":
+        yield f"spec.training.gradientCheckpointing: method {method} cannot recompute activations; use auto or never"
     if method in BESIDE_THE_MODEL and layers is not None and layers.also:
         yield f"spec.layers.also: method {method} trains no module in full; remove it, or use method lora"
     if method is Method.ADAPTER and layers is not None:

@@ -130,10 +130,10 @@ BROKEN_FIELDS = (
         "must be of type string",
     ),
     Refused(
-        "true-for-on",
+        "true-for-a-word",
         {"training": {"gradientCheckpointing": True}},
         "spec.training.gradientCheckpointing",
-        "put on and off in quotes (YAML reads them as true and false)",
+        "true is not one of auto, always, never",
         "must be of type string",
     ),
     Refused(

@@ -77,17 +77,17 @@ def test_recomputing_comes_in_where_a_pass_would_be_too_small_without() -> None:
     small = planned(method="qlora", gpu_memory=OLD_CARD).plan
     assert small.gradient_checkpointing is True
     assert small.micro_batch_size >= 4
-    off = planned(method="qlora", gpu_memory=OLD_CARD, training={"gradientCheckpointing": "off"}).plan
+    off = planned(method="qlora", gpu_memory=OLD_CARD, training={"gradientCheckpointing": "never"}).plan
     assert off.gradient_checkpointing is False
     assert off.micro_batch_size < small.micro_batch_size
-    assert planned(SMOLLM2_135M, training={"gradientCheckpointing": "on"}).plan.gradient_checkpointing is True
+    assert planned(SMOLLM2_135M, training={"gradientCheckpointing": "always"}).plan.gradient_checkpointing is True
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen() -> None:
     result = planned(method="lora", training={"batchSize": 64})
     chosen = result.plan.micro_batch_size
     assert result.plan.gradient_accumulation * chosen == 64
-    fixed = {"gradientCheckpointing": "off", "batchSize": 64}
+    fixed = {"gradientCheckpointing": "never", "batchSize": 64}
     assert planned(method="lora", training={**fixed, "microBatchSize": chosen}).plan.fits
     refusal(method="lora", training={**fixed, "microBatchSize": 2 * chosen})
 
@@ -162,14 +162,14 @@ def test_what_does_not_fit_is_told_in_parts_and_with_what_would() -> None:
     [
         ({"method": "lora", "gpu_memory": 16 * GIB}, "method: qlora", {"method": "qlora"}),
         (
-            {"method": "lora", "training": {"gradientCheckpointing": "off", "microBatchSize": 8}},
+            {"method": "lora", "training": {"gradientCheckpointing": "never", "microBatchSize": 8}},
             "training.gradientCheckpointing: auto",
             {"training": {"gradientCheckpointing": "auto", "microBatchSize": 8}},
         ),
         (
-            {"method": "lora", "training": {"gradientCheckpointing": "off", "microBatchSize": 8}},
+            {"method": "lora", "training": {"gradientCheckpointing": "never", "microBatchSize": 8}},
             "training.microBatchSize: auto",
-            {"training": {"gradientCheckpointing": "off", "microBatchSize": "auto"}},
+            {"training": {"gradientCheckpointing": "never", "microBatchSize": "auto"}},
         ),
         (
             {"method": "lora", "dataset": {"maxLength": 131072}},
@@ -241,7 +241,7 @@ def test_a_selection_and_its_notes_come_along() -> None:
         ({"parallelism": {"strategy": "deepspeed"}}, "spec.parallelism.strategy: deepspeed cannot be run yet"),
         ({"parallelism": {"strategy": "fsdp"}}, "spec.parallelism.strategy: fsdp cannot be run yet"),
         ({"method": "prompt", "dataset": {"packing": True}}, "spec.dataset.packing: method prompt"),
-        ({"method": "prefix", "training": {"gradientCheckpointing": "on"}}, "spec.training.gradientCheckpointing"),
+        ({"method": "prefix", "training": {"gradientCheckpointing": "always"}}, "spec.training.gradientCheckpointing"),
         ({"method": "ia3", "layers": {"also": ["norm"]}}, "spec.layers.also: method ia3"),
         ({"method": "adapter", "layers": {"first": 2}}, "spec.layers.first: method adapter"),
         ({"method": "qlora", "lora": {"variant": "pissa"}}, "spec.lora.variant: pissa"),

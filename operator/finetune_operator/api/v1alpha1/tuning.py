@@ -106,7 +106,7 @@ class Training(ApiModel):
     """The optimizer."""
     precision: v.Precision = v.Precision.BF16
     """Arithmetic of forward and backward: `bf16`, `fp16` or `fp32`."""
-    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Recompute activations in the backward pass instead of keeping them. `auto`: where memory needs it."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1_000_000)
     """Gradients are scaled down to this norm; 0 leaves them alone."""

@@ -1,0 +1,127 @@
+"""Spec and plan to the trainer's configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_operator.render import config_map, trainer_config
+from finetune_operator.settings import TrainerDefaults
+from finetune_trainer.contract import TrainerConfig
+from tests.builders import UID, plan
+from tests.unit.render.cases import GOLDEN, make
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [("lora", 2e-4), ("qlora", 2e-4), ("full", 1e-5), ("freeze", 1e-5), ("bitfit", 1e-5), ("ia3", 2e-4)],
+)
+def test_the_learning_rate_follows_the_method(method: str, rate: float) -> None:
+    layers: dict[str, Any] = {"layers": {"last": 1}} if method == "freeze" else {}
+    assert trainer_config(make(method=method, **layers)).training.learning_rate == rate
+    assert trainer_config(make(method=method, training={"learningRate": 0.5}, **layers)).training.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(("lora", "alpha"), [(None, 32), ({"rank": 4}, 8), ({"rank": 4, "alpha": 5}, 5)])
+def test_alpha_is_twice_the_rank(lora: dict[str, Any] | None, alpha: int) -> None:
+    config = trainer_config(make(lora=lora))
+    assert config.lora is not None
+    assert config.lora.alpha == alpha
+
+
+@pytest.mark.parametrize(("method", "lora", "quantization"), [("lora", True, False), ("qlora", True, True)])
+def test_blocks_are_there_when_the_method_needs_them(method: str, lora: bool, quantization: bool) -> None:
+    config = trainer_config(make(method=method))
+    assert ((config.lora is not None), (config.quantization is not None)) == (lora, quantization)
+    full = trainer_config(make(method="full"))
+    assert full.lora is None
+    assert full.quantization is None
+
+
+def test_layers_are_normalised() -> None:
+    config = trainer_config(make(layers={"ids": [9, 1, 9], "modules": ["mlp"], "also": ["norm"]}))
+    assert config.layers is not None
+    assert (config.layers.ids, config.layers.modules, config.layers.also) == ((1, 9), ("mlp",), ("norm",))
+    assert trainer_config(make()).layers is None
+
+
+def test_unfreezing_is_carried() -> None:
+    layers = {"last": 3, "unfreeze": {"every": 5, "unit": "epoch", "order": "bottom-up"}}
+    config = trainer_config(make(method="freeze", layers=layers))
+    assert config.layers is not None
+    assert config.layers.unfreeze is not None
+    assert config.layers.unfreeze.to_json() == '{"every":5,"unit":"epoch","order":"bottom-up"}'
+
+
+def test_the_plan_decides_the_batch_and_the_strategy() -> None:
+    planned = plan(
+        nodes=2,
+        gpus_per_node=4,
+        strategy="deepspeed",
+        zero_stage=3,
+        micro_batch_size=2,
+        gradient_accumulation=4,
+        gradient_checkpointing=True,
+    )
+    config = trainer_config(
+        make(
+            planned=planned,
+            training={"batchSize": 64, "gradientCheckpointing": "auto"},
+            resources={"gpus": 8, "gpusPerNode": 4},
+            parallelism={"strategy": "deepspeed", "offload": {"optimizer": "cpu"}, "deepspeed": {"x": 1}},
+        )
+    )
+    training, parallelism = config.training, config.parallelism
+    assert (training.batch_size, training.micro_batch_size, training.gradient_accumulation) == (64, 2, 4)
+    assert training.gradient_checkpointing is True
+    assert (parallelism.strategy, parallelism.zero_stage, parallelism.deepspeed) == ("deepspeed", 3, {"x": 1})
+    assert (parallelism.offload.optimizer, parallelism.offload.parameters) == ("cpu", "none")
+
+
+CARRIED = [
+    ("training", {"epochs": 1.5, "maxSteps": 7, "scheduler": "linear", "warmupRatio": 0.5, "weightDecay": 0.1}),
+    ("training", {"optimizer": "sgd", "precision": "fp32", "maxGradNorm": 2.0, "neftuneAlpha": 5.0}),
+    ("training", {"loggingSteps": 3, "seed": 1}),
+    ("dataset", {"format": "alpaca", "maxLength": 64, "overlong": "drop", "packing": False, "trainOnPrompt": True}),
+    ("dataset", {"validation": {"fraction": 0.25}}),
+    ("dataset", {"cleaning": {"deduplicate": False, "minCharacters": 9, "dropInvalid": False, "maxInvalidShare": 0.5}}),
+    ("model", {"revision": "abc", "trustRemoteCode": True}),
+    ("output", {"uri": "s3://else/where", "merge": "base16"}),
+    ("checkpoints", {"every": 5, "unit": "epoch", "keep": 9, "resume": "never"}),
+    ("evaluation", {"metrics": ["perplexity"], "compareWithBase": False, "maxSamples": 3, "generations": 0}),
+    ("lora", {"rank": 3, "dropout": 0.5, "variant": "lora+", "bias": "all", "learningRateRatio": 4.0}),
+]
+
+
+@pytest.mark.parametrize(("block", "values"), CARRIED)
+def test_what_the_user_wrote_arrives(block: str, values: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {block: values}
+    wire = json.loads(trainer_config(make(**changes)).to_json())[block]
+    assert {name: wire[name] for name in values} == values
+
+
+def test_gates_arrive() -> None:
+    gates = [{"metric": "perplexity", "max": 12.0}]
+    config = trainer_config(make(dataset={"validation": {"fraction": 0.1}}, evaluation={"gates": gates}))
+    assert json.loads(config.to_json())["evaluation"]["gates"] == gates
+
+
+def test_the_store_is_the_jobs_or_the_clusters() -> None:
+    defaults = TrainerDefaults(s3_endpoint="http://cluster", s3_region="here")
+    config = trainer_config(make(defaults=defaults))
+    assert (config.s3.endpoint, config.s3.region) == ("http://cluster", "here")
+    own = trainer_config(make(defaults=defaults, output={"s3": {"endpoint": "http://own"}}))
+    assert (own.s3.endpoint, own.s3.region) == ("http://own", "here")
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.__name__)
+def test_the_config_map_is_read_back_whole(case: Any) -> None:
+    attempt = case()
+    manifest = config_map(attempt)
+    config = TrainerConfig.model_validate_json(manifest["data"]["config.json"])
+    assert config == trainer_config(attempt)
+    assert (config.job.uid, config.job.attempt) == (UID, attempt.number)
+    assert manifest["metadata"]["annotations"]["finetune.dev/config-sha256"] == config.digest()
+    assert manifest["immutable"] is True
