@@ -1,0 +1,93 @@
+"""The files of each source, and which of them are data."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.contract.config import DatasetConfig
+from finetune_trainer.data.readers import READERS, data_suffix, read_rows
+from finetune_trainer.data.rows import Row
+from finetune_trainer.errors import DataError, InputMissing
+
+Fetch = Callable[[str], list[Path]]
+"""The local files of a URI."""
+
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""What the `datasets` library writes beside the data."""
+_SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev|eval)(?:[-_.]|$)", re.IGNORECASE)
+_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The data files of one entry of `dataset.sources`, or of the validation data."""
+
+    uri: str
+    files: tuple[Path, ...]
+    weight: float = 1.0
+    is_validation: bool = False
+    left_out: tuple[str, ...] = ()
+    """Names of files that belong to another split."""
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of every file, in the order of their names."""
+        for file in self.files:
+            yield from read_rows(file)
+
+
+def resolve_sources(config: DatasetConfig, fetch: Fetch) -> list[Source]:
+    """The training sources in their order, then the validation data where they have a URI of their own.
+
+    Raises InputMissing where a file is not there, DataError where a source holds no data file, and what `fetch` raises.
+    """
+    sources = [_resolve(source.uri, fetch, weight=source.weight) for source in config.sources]
+    if config.validation is not None and config.validation.uri is not None:
+        sources.append(_resolve(config.validation.uri, fetch, is_validation=True))
+    return sources
+
+
+def _resolve(uri: str, fetch: Fetch, *, weight: float = 1.0, is_validation: bool = False) -> Source:
+    found = sorted(fetch(uri))
+    for path in found:
+        if not path.is_file():
+            raise InputMissing(f"data set {uri}: the file {path.name} does not exist; check the URI")
+    files = [path for path in found if data_suffix(path)]
+    if len(files) > 1:
+        files = [path for path in files if path.name not in _DESCRIPTIONS] or files
+    if not files:
+        names = ", ".join(path.name for path in found[:5]) or "no file at all"
+        raise DataError(
+            f"data set {uri} holds no data file: found {names}. Files are read that end in "
+            f"{', '.join(READERS)}, all but Parquet also with .gz"
+        )
+    kept = files if is_validation else _training_split(files)
+    left_out = tuple(path.name for path in files if path not in kept)
+    return Source(uri, tuple(kept), weight, is_validation, left_out)
+
+
+def _training_split(files: Sequence[Path]) -> list[Path]:
+    """Of files that are named after splits, those of the training split: held-out data must stay held out."""
+    splits = {path: match[1].lower() for path in files if (match := _SPLIT.search(path.name))}
+    if "train" not in splits.values():
+        return list(files)
+    return [path for path in files if splits.get(path, "train") == "train"]
+
+
+def content_sha256(sources: Sequence[Source]) -> str:
+    """SHA-256 over the content of every file, in order; for a single file, what `sha256sum` prints."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for path in source.files:
+            try:
+                with path.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK):
+                        digest.update(chunk)
+            except OSError as error:
+                raise InputMissing(
+                    f"data file {path.name} cannot be read: {error.strerror or error}; check its permissions"
+                ) from error
+    return digest.hexdigest()
