@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from finetune_trainer.contract.base import ContractModel
 
 
-class ApiModel(BaseModel):
+class ApiModel(ContractModel):
     """Immutable, camelCase on the wire, unknown fields refused; a field's docstring is its description in the CRD."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
     def to_wire(self) -> dict[str, Any]:
         """The JSON form that a manifest has: camelCase, without unset optionals."""

@@ -123,7 +123,7 @@ def resolve_blocks(layers: LayerSelection, count: int) -> tuple[int, ...]:
 
 def _parse_range(text: str, last: int) -> range:
     start, dash, end = text.partition("-")
-    if not (dash and start.strip().isdigit() and end.strip().isdigit()):
+    if not (dash and start.strip().isdecimal() and end.strip().isdecimal()):
         raise SelectionError("spec.layers.ranges", f"{text!r} is not a range; write it like '8-15'")
     low, high = int(start), int(end)
     if low > high:
