@@ -1,0 +1,102 @@
+"""The chunked loss against the plain one of torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from finetune_trainer import loss as loss_module
+from finetune_trainer.layers import apply_selection
+from finetune_trainer.loss import NextTokenLoss, Targets
+from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three positions per chunk, so that every loss here is taken in several."""
+    monkeypatch.setattr(loss_module, "LOGITS_PER_CHUNK", 3 * VOCABULARY)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of nine tokens, with eight trained ones that do not stand at the same places."""
+    ids = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    labels[1, 5:7] = -100
+    return ids, labels
+
+
+def reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(
+        logits[:, :-1].reshape(-1, VOCABULARY).float(), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_loss_and_gradients_are_those_of_the_whole_logits(architecture: str, tied: bool) -> None:
+    model = tiny_model(architecture, tie_word_embeddings=tied).eval()
+    ids, labels = batch()
+    expected = reference(model(input_ids=ids).logits, labels)
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    found = NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels))
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(gradients)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_scores_without_gradients() -> None:
+    model = tiny_model().eval()
+    ids, labels = batch()
+    logits = model(input_ids=ids).logits
+    total, correct = NextTokenLoss(model).evaluate(model, {"input_ids": ids}, Targets.of(labels))
+    assert total.item() == pytest.approx(reference(logits, labels).item(), rel=1e-6)
+    hits = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & (labels[:, 1:] != -100)
+    assert correct.item() == hits.sum().item()
+
+
+def test_a_head_alone_gets_its_gradient() -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    apply_selection(model, {"lm_head.weight"})
+    ids, labels = batch()
+    NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels)).backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+    assert model.model.norm.weight.grad is None
+
+
+def test_a_row_without_targets_is_worth_nothing_but_has_a_graph() -> None:
+    model = tiny_model()
+    ids, labels = batch()
+    loss = NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(torch.full_like(labels, -100)))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
+
+
+def test_targets_stand_before_their_tokens() -> None:
+    labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, 9]])
+    targets = Targets.of(labels)
+    assert targets.positions.tolist() == [1, 2, 6]
+    assert targets.tokens.tolist() == [7, 8, 9]
+
+
+def test_the_first_token_of_a_packed_sample_is_no_target() -> None:
+    labels = torch.tensor([[5, 6, 7, 8]])
+    assert Targets.of(labels, torch.tensor([[0, 1, 0, 1]])).tokens.tolist() == [6, 8]
+
+
+def test_logits_are_never_held_for_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda _m, _a, output: sizes.append(output.shape[-2]))
+    ids, labels = batch()
+    NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels)).backward()
+    # The model's own forward pass asks its head for one position.
+    assert sizes == [1, 3, 3, 2]

@@ -1,0 +1,189 @@
+"""Cross-entropy of the next token, taken only where a token is trained, and in chunks.
+
+The logits of all positions are the largest tensor of a training step: tokens x vocabulary, in fp32. Here the head sees
+only the positions whose next token counts, a chunk at a time, and each chunk's gradient is taken while its logits are
+there, so that no more than one chunk of logits is ever held (the idea of Liger Kernel's fused linear cross-entropy,
+Hsu et al. 2024, arXiv:2410.10989, in plain torch and for any head).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from finetune_trainer.errors import InternalError
+
+IGNORED = -100
+"""Label of a token that the loss is not taken over."""
+LOGITS_PER_CHUNK = 2**25
+"""Elements of a chunk of logits: 128 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The trained tokens of a batch of rows."""
+
+    positions: torch.Tensor
+    """(targets,): flat index, in rows x length, of the position that predicts each of them."""
+    tokens: torch.Tensor
+    """(targets,): the tokens to predict."""
+
+    @classmethod
+    def of(cls, labels: torch.Tensor, position_ids: torch.Tensor | None = None) -> Targets:
+        """From labels (rows, length) that stand at the token itself. The first token of a row, or of a sample in a
+        packed row, where positions (rows, length) start again, has nothing to predict it."""
+        if position_ids is not None:
+            labels = labels.masked_fill(position_ids == 0, IGNORED)
+        trained = torch.full_like(labels, IGNORED)
+        trained[:, :-1] = labels[:, 1:]
+        flat = trained.reshape(-1)
+        positions = (flat != IGNORED).nonzero().squeeze(1)
+        return cls(positions, flat[positions])
+
+
+class NextTokenLoss:
+    """The loss of a causal language model, whatever adapters or wrappers are around it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not isinstance(causal, PreTrainedModel):
+            raise InternalError(f"{type(causal).__name__} is no transformers model")
+        self._decoder: nn.Module = causal.base_model
+        self._head = _head_of(causal)
+        self._vocabulary = int(causal.config.get_text_config(decoder=True).vocab_size)
+        # The model computes logits on its own: of one position instead of all.
+        keeps = "logits_to_keep" in inspect.signature(type(causal).forward).parameters
+        self._options: dict[str, Any] = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
+        """The sum of the loss over the targets, a scalar in fp32. `model` may be a wrapper such as DDP, whose own
+        forward has to run."""
+        hidden = self._hidden(model, inputs, targets)
+        parameters = [p for p in self._head.parameters() if p.requires_grad]
+        if not torch.is_grad_enabled():
+            return self.score(hidden, targets.tokens)[0]
+        loss = _ChunkedCrossEntropy.apply(hidden, targets.tokens, self._head, self._rows, *parameters)
+        assert isinstance(loss, torch.Tensor)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the loss, and number of targets that are the model's first choice: two scalars."""
+        return self.score(self._hidden(model, inputs, targets), targets.tokens)
+
+    @torch.no_grad()
+    def score(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from hidden states (targets, width)."""
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        for part, wanted in zip(hidden.split(self._rows), tokens.split(self._rows), strict=True):
+            logits = _logits(self._head, part)
+            loss += functional.cross_entropy(logits, wanted, reduction="sum")
+            correct += (logits.argmax(-1) == wanted).sum()
+        return loss, correct
+
+    @property
+    def _rows(self) -> int:
+        return max(1, LOGITS_PER_CHUNK // self._vocabulary)
+
+    def _hidden(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
+        """Last hidden states (targets, width) where a target is predicted."""
+        with _captured(self._decoder) as captured:
+            model(**{**inputs, **self._options})
+        hidden = captured[-1]
+        # Prompt tuning puts positions of its own before the row's.
+        hidden = hidden[:, hidden.shape[1] - inputs["input_ids"].shape[1] :]
+        return hidden.flatten(0, 1).index_select(0, targets.positions)
+
+
+@contextmanager
+def _captured(decoder: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the last hidden state (rows, length, width) of each forward pass of the decoder."""
+    seen: list[torch.Tensor] = []
+    handle = decoder.register_forward_hook(lambda _module, _args, output: seen.append(output[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class _DecoderOutput(BaseModelOutputWithPast):
+    """Whatever else an architecture's head passes on of its decoder's output is absent."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Decoded(nn.Module):
+    """Stands where the decoder was, and returns what it is given as the last hidden state."""
+
+    def forward(self, *_args: object, inputs_embeds: torch.Tensor, **_kwargs: object) -> _DecoderOutput:
+        return _DecoderOutput(last_hidden_state=inputs_embeds)
+
+
+def _head_of(causal: PreTrainedModel) -> PreTrainedModel:
+    """The model without its decoder: from hidden states to logits the way this architecture does it, soft-capping and
+    scaling included, with the parameters of the model itself."""
+    head = copy.copy(causal)
+    head.__dict__["_modules"] = {**causal._modules, causal.base_model_prefix: _Decoded()}
+    return head
+
+
+def _logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """(targets, width) -> (targets, vocabulary), in fp32."""
+    logits = head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+    assert isinstance(logits, torch.Tensor)
+    return logits.float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies; its gradients are computed along with it."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        head: nn.Module,
+        rows: int,
+        *parameters: nn.Parameter,
+    ) -> torch.Tensor:
+        needs_hidden = ctx.needs_input_grad[0]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grads = [torch.zeros_like(parameter) for parameter in parameters]
+        start = 0
+        for part, wanted in zip(hidden.split(rows), tokens.split(rows), strict=True):
+            with torch.enable_grad():
+                inputs = part.detach().requires_grad_(needs_hidden)
+                loss = functional.cross_entropy(_logits(head, inputs), wanted, reduction="sum")
+            total += loss.detach()
+            sources = [*([inputs] if needs_hidden else []), *parameters]
+            if sources and len(part):
+                found = list(torch.autograd.grad(loss, sources, allow_unused=True))
+                if grad_hidden is not None:
+                    grad_hidden[start : start + len(part)] = found.pop(0)
+                for grad, new in zip(grads, found, strict=True):
+                    if new is not None:
+                        grad += new
+            start += len(part)
+        ctx.has_hidden = needs_hidden
+        ctx.save_for_backward(*([grad_hidden] if grad_hidden is not None else []), *grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        scaled = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        hidden = scaled.pop(0) if ctx.has_hidden else None
+        return (hidden, None, None, None, *scaled)

@@ -1,0 +1,141 @@
+"""Low-rank adapters through PEFT, with exact module names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune_trainer.contract import ModelLayout, ParameterKind, Selection
+from finetune_trainer.contract.config import LoraConfig
+from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.errors import InternalError
+from finetune_trainer.layers import apply_selection, assert_trainable_is
+
+ADAPTER = "default"
+"""PEFT's name of the adapter; it does not appear in what is exported."""
+PREFIX = "base_model.model."
+"""What PEFT puts before the base model's names."""
+RESIDUAL_VARIANTS = frozenset({LoraVariant.PISSA, LoraVariant.OLORA})
+"""Variants whose initial adapter is subtracted from the base weights."""
+
+
+def add_adapters(model: PreTrainedModel, layout: ModelLayout, selection: Selection, lora: LoraConfig) -> PeftModel:
+    """Put adapters on exactly the selected modules, and train exactly them and what stands beside them.
+
+    Variants: DoRA (Liu et al. 2024, arXiv:2402.09353), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), PiSSA (Meng et
+    al. 2024, arXiv:2404.02948), OLoRA (Büyükakyüz 2024, arXiv:2406.01775). LoRA+ (Hayou et al. 2024,
+    arXiv:2402.12354) differs in its learning rates only.
+    """
+    variant = lora.variant
+    initial = {LoraVariant.PISSA: "pissa", LoraVariant.OLORA: "olora"}
+    shares_embeddings = layout.tied and layout.input_embeddings in selection.saved_modules
+    config = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias=lora.bias.value,
+        use_rslora=variant is LoraVariant.RSLORA,
+        use_dora=variant is LoraVariant.DORA,
+        init_lora_weights=initial.get(variant, True),
+        fan_in_fan_out=any(layout.by_path[f"{m}.weight"].kind is ParameterKind.CONV1D for m in selection.adapted),
+        # Full names: a name is matched as a whole or after a dot, and none of these is the end of another.
+        target_modules=list(selection.adapted),
+        modules_to_save=list(selection.saved_modules) or None,
+        ensure_weight_tying=shares_embeddings,
+    )
+    with quiet_peft():
+        tuned = get_peft_model(model, config, adapter_name=ADAPTER)
+    assert isinstance(tuned, PeftModel)
+    adapted = {name.removeprefix(PREFIX) for name, m in tuned.named_modules() if isinstance(m, LoraLayer)}
+    if adapted != set(selection.adapted):
+        difference = ", ".join(sorted(adapted ^ set(selection.adapted))[:5])
+        raise InternalError(f"the adapters do not sit on exactly the selected modules; they differ in: {difference}")
+    expected = trained_names(selection, variant)
+    apply_selection(tuned, expected)
+    assert_trainable_is(tuned, expected)
+    return tuned
+
+
+def trained_names(selection: Selection, variant: LoraVariant) -> tuple[str, ...]:
+    """Names in PEFT's model of what a selection trains: adapters, and copies of the modules beside them."""
+    names = []
+    for module in selection.adapted:
+        names += [f"{PREFIX}{module}.lora_{side}.{ADAPTER}.weight" for side in "AB"]
+        if variant is LoraVariant.DORA:
+            names.append(f"{PREFIX}{module}.lora_magnitude_vector.{ADAPTER}.weight")
+    adapted = set(selection.adapted)
+    for path in selection.parameters:
+        owner, _, leaf = path.rpartition(".")
+        saved = next((m for m in selection.saved_modules if path.startswith(f"{m}.")), None)
+        if saved is not None:
+            names.append(f"{PREFIX}{saved}.modules_to_save.{ADAPTER}{path[len(saved) :]}")
+        elif owner in adapted:
+            names.append(f"{PREFIX}{owner}.base_layer.{leaf}")
+        else:
+            names.append(PREFIX + path)
+    return tuple(names)
+
+
+def initial_adapter(model: nn.Module, variant: LoraVariant) -> dict[str, torch.Tensor]:
+    """Copies of the adapters at the start, for the variants that took them out of the base weights.
+
+    Training continues from W - s B0 A0 + s B A, so W + s (B A - B0 A0) is what the tuned model is: both are needed to
+    resume on another machine, where the decomposition may round differently, and to export an adapter of W itself.
+    """
+    if variant not in RESIDUAL_VARIANTS:
+        return {}
+    return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+
+
+def restore_residual(model: nn.Module, initial: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    """Make the base weights those that belong to a saved initial adapter."""
+    for name, module in model.named_modules():
+        key_a, key_b = f"{name}.lora_A.{ADAPTER}.weight", f"{name}.lora_B.{ADAPTER}.weight"
+        if key_a not in initial or (
+            torch.equal(initial[key_a], saved[key_a]) and torch.equal(initial[key_b], saved[key_b])
+        ):
+            continue
+        assert isinstance(module, LoraLayer)
+        weight = module.get_base_layer().weight
+        moved = module.scaling[ADAPTER] * (initial[key_b] @ initial[key_a] - saved[key_b] @ saved[key_a])
+        moved = moved.T if getattr(module, "fan_in_fan_out", False) else moved
+        weight.data = (weight.data.float() + moved.to(weight.device)).to(weight.dtype)
+
+
+def as_plain_adapter(tensors: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter of the untouched base, of twice the rank: s (B A - B0 A0) = s [B, -B0] [A; A0] (PiSSA, appendix C).
+
+    `tensors` are named as exported, `initial` as in the model.
+    """
+    plain = {}
+    for name, tensor in tensors.items():
+        first = initial.get(name.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}."))
+        if first is None:
+            plain[name] = tensor
+        elif ".lora_A." in name:
+            plain[name] = torch.cat([tensor, first.to(tensor)], dim=0)
+        else:
+            plain[name] = torch.cat([tensor, -first.to(tensor)], dim=1)
+    return plain
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warnings that PEFT 0.21 gives where nothing is wrong.
+
+    It asks transformers 5.23 for `is_gradient_checkpointing`, which says that it was renamed; and prompt tuning says of
+    the positions that `generate` passes along that it counts its own.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+        yield

@@ -1,0 +1,176 @@
+"""From a trained model to a result that exists: written, uploaded, read back, and only then the latest one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.trainer_callback import TrainerState
+
+from finetune_trainer.context import RunContext
+from finetune_trainer.contract import (
+    EvaluationResult,
+    FileEntry,
+    ModelLayout,
+    ResultManifest,
+    RunResult,
+    Selection,
+    TrainerConfig,
+)
+from finetune_trainer.contract.manifest import BaseModelRecord
+from finetune_trainer.data import PreparedData
+from finetune_trainer.evaluate import Judgement, check_gates
+from finetune_trainer.export import (
+    BaseReference,
+    artifact_of,
+    export,
+    library_versions,
+    merge,
+    verify_loads,
+    write_card,
+)
+from finetune_trainer.methods import TunedModel
+from finetune_trainer.storage import S3Uri
+
+LATEST = "latest.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model to tune, before its weights are read."""
+
+    folder: Path
+    revision: str | None
+    """The revision that was loaded, where the source has revisions."""
+    config: PreTrainedConfig
+    layout: ModelLayout
+    selection: Selection
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    tuned: TunedModel
+    state: TrainerState
+    data: PreparedData
+    before: Judgement | None
+    after: Judgement
+
+    def evaluation(self) -> EvaluationResult | None:
+        """The metrics for the manifest; None without held-out data."""
+        scores = self.after.scores
+        if scores is None:
+            return None
+        base = self.before.scores if self.before is not None else None
+        return EvaluationResult(
+            base=base.metrics() if base is not None else None,
+            tuned=scores.metrics(),
+            samples=self.data.report.validation_samples,
+            tokens=scores.tokens,
+        )
+
+
+def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome: Outcome, folder: Path) -> RunResult:
+    """Write the artefact, upload it with its manifest last, read it back, and make it the latest one.
+
+    Raises UsageError with reason `GateNotMet` where a gate failed: the artefact is then kept, but not the latest.
+    """
+    reference = BaseReference(config.model.uri, base.revision or config.model.revision)
+    artefact = export(outcome.tuned, base.layout, config, base.tokenizer, reference, folder)
+    verify_loads(artefact, artifact_of(config.method), base.layout, base.config)
+    merged = merge(outcome.tuned, config, base.tokenizer, base.folder, folder)
+    evaluation = outcome.evaluation()
+    _write_evaluation(config, outcome, evaluation, folder)
+    notes = (*base.selection.notes, *outcome.data.notes)
+    metrics = {} if evaluation is None else {"base": evaluation.base or {}, "tuned": evaluation.tuned}
+    write_card(folder, config, reference, metrics, notes)
+
+    def manifest(files: Sequence[FileEntry]) -> bytes:
+        return _manifest(config, base, outcome, evaluation, tuple(files)).to_json().encode()
+
+    uri = S3Uri.parse(config.run_uri)
+    uploaded = context.store.put_tree(folder, uri, manifest, read_back=True)
+    check_gates(config.evaluation, outcome.after.scores)
+    latest = {
+        "job": f"{config.job.namespace}/{config.job.name}",
+        "uid": config.job.uid,
+        "uri": config.run_uri,
+        "manifestSha256": uploaded.manifest_sha256,
+        "createdAt": _now(),
+    }
+    context.store.put_bytes(S3Uri.parse(config.output.uri).child(LATEST), json.dumps(latest, indent=2).encode())
+    return RunResult(
+        uri=config.run_uri,
+        manifest_sha256=uploaded.manifest_sha256,
+        size_bytes=uploaded.size_bytes,
+        trainable_parameters=outcome.tuned.trainable,
+        total_parameters=base.layout.total,
+        evaluation=evaluation,
+        merged_uri=f"{config.run_uri}/{merged.name}" if merged is not None else None,
+    )
+
+
+def _write_evaluation(
+    config: TrainerConfig, outcome: Outcome, evaluation: EvaluationResult | None, folder: Path
+) -> None:
+    """`evaluation.json`: the metrics, and what both models answer to held-out prompts."""
+    prompts = outcome.data.generation_prompts[: config.evaluation.generations]
+    before = outcome.before.answers if outcome.before is not None else (None,) * len(prompts)
+    generations: list[dict[str, Any]] = [
+        {"prompt": prompt.messages, "reference": prompt.reference, "base": base, "tuned": tuned}
+        for prompt, base, tuned in zip(prompts, before, outcome.after.answers, strict=True)
+    ]
+    content = {
+        "metrics": None if evaluation is None else evaluation.model_dump(by_alias=True, mode="json", exclude_none=True),
+        "generations": generations,
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _manifest(
+    config: TrainerConfig,
+    base: Base,
+    outcome: Outcome,
+    evaluation: EvaluationResult | None,
+    files: tuple[FileEntry, ...],
+) -> ResultManifest:
+    losses = [float(entry["loss"]) for entry in outcome.state.log_history if "loss" in entry]
+    return ResultManifest(
+        job=f"{config.job.namespace}/{config.job.name}",
+        uid=config.job.uid,
+        attempt=config.job.attempt,
+        created_at=_now(),
+        method=config.method.value,
+        artifact=artifact_of(config.method),
+        base_model=BaseModelRecord(
+            uri=config.model.uri,
+            revision=base.revision,
+            config_sha256=hashlib.sha256((base.folder / "config.json").read_bytes()).hexdigest(),
+            architecture=(base.config.architectures or [type(base.config).__name__])[0],
+            parameters=base.layout.total,
+        ),
+        data=outcome.data.report,
+        config_sha256=config.digest(),
+        trained_parameters=(*base.selection.adapted, *base.selection.parameters),
+        trainable_parameters=outcome.tuned.trainable,
+        total_parameters=base.layout.total,
+        steps=outcome.state.global_step,
+        epochs=float(outcome.state.epoch or 0.0),
+        train_loss=losses[-1] if losses else 0.0,
+        evaluation=evaluation,
+        versions=library_versions(),
+        notes=(*base.selection.notes, *outcome.data.notes),
+        files=files,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

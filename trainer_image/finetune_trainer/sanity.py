@@ -1,0 +1,161 @@
+"""Checks of a training run while it runs: that every trained group learns, and that the numbers stay finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from finetune_trainer.contract import ModelLayout
+from finetune_trainer.contract.vocabulary import Method, Optimizer
+from finetune_trainer.errors import UsageError
+from finetune_trainer.layers import trained_parameters
+
+CHECKED_STEPS = 3
+"""Optimizer steps within which every trained group has to have had a gradient."""
+
+LEARNING_RATES: Mapping[Method, tuple[float, float]] = {
+    Method.FULL: (1e-7, 1e-4),
+    Method.FREEZE: (1e-7, 5e-4),
+    Method.LORA: (1e-5, 2e-3),
+    Method.QLORA: (1e-5, 2e-3),
+    Method.BITFIT: (1e-5, 1e-2),
+    Method.PREFIX: (1e-5, 5e-1),
+    Method.PROMPT: (1e-4, 1.0),
+    Method.ADAPTER: (1e-4, 5e-2),
+    Method.IA3: (1e-4, 5e-2),
+}
+"""Between which learning rates a method is usually seen to learn: the sweeps in the papers that the methods name, with
+a margin. Outside of them a run is warned, not refused."""
+
+
+def learning_rate_warning(method: Method, optimizer: Optimizer, rate: float) -> str | None:
+    """A sentence about a learning rate that is unusual for a method; None for a usual one."""
+    low, high = LEARNING_RATES[method]
+    if optimizer is Optimizer.SGD or low <= rate <= high:
+        return None
+    side, risk = ("above", "the loss may diverge") if rate > high else ("below", "the model may hardly change")
+    return (
+        f"spec.training.learningRate: {rate:g} is {side} what is usual for method {method}, {low:g} to {high:g}; {risk}"
+    )
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, device: torch.device) -> None:
+    """Refuse to pack samples for a model that lets them see each other.
+
+    Whether attention within a row is block-diagonal is up to each architecture's code, which is asked here: what comes
+    before a sample in its row may not change what the model makes of it. Raises UsageError where it does.
+    """
+    half = 6
+    first, second, sample = (torch.arange(start, start + half, device=device) for start in (10, 40, 70))
+    positions = torch.arange(half, device=device).repeat(2)[None]
+    model.eval()
+    logits = [
+        model(input_ids=torch.cat([before, sample])[None], position_ids=positions, use_cache=False).logits[0, half:]
+        for before in (first, second)
+    ]
+    difference = (logits[0].float() - logits[1].float()).abs().max() / logits[0].float().abs().max()
+    # Masked positions weigh exactly nothing; what is left is rounding, where a mixture of experts groups its tokens.
+    if not difference < 0.02:
+        raise UsageError(
+            f"spec.dataset.packing: in {type(model).__name__} samples that share a row see each other; set it to false",
+            reason="PackingNotSupported",
+        )
+
+
+def parameter_groups(model: nn.Module, layout: ModelLayout) -> dict[str, list[nn.Parameter]]:
+    """The trained parameters by the part of the model they belong to: `block 3`, `embeddings`, `head`, `norm`."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(model).items():
+        groups.setdefault(group_of(name, layout), []).append(parameter)
+    return groups
+
+
+def group_of(name: str, layout: ModelLayout) -> str:
+    """The group of a parameter, by its name in the model or in PEFT's model around it."""
+    path = name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
+    block = layout.block_of(path)
+    if block is not None:
+        return f"block {block}"
+    parts = {"embeddings": layout.input_embeddings, "head": layout.output_embeddings, "norm": layout.final_norm}
+    for group, module in parts.items():
+        if module is not None and path.startswith(f"{module}."):
+            return group
+    return "prompt" if path.startswith("prompt_encoder.") else "other"
+
+
+def gradient_norms(groups: Mapping[str, Sequence[nn.Parameter]], scale: float = 1.0) -> dict[str, float]:
+    """The L2 norm of each group's gradient over `scale`, 0 where it has none. Host synchronisation: one."""
+    norms = []
+    for parameters in groups.values():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients:
+            norms.append(
+                torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients]))
+            )
+        else:
+            norms.append(torch.zeros((), device=parameters[0].device))
+    values = torch.stack(norms).tolist() if norms else []
+    return {name: value / scale for name, value in zip(groups, values, strict=True)}
+
+
+class GradientCheck:
+    """Whether every trained group has had a finite gradient other than zero within the first steps.
+
+    The norm is taken over a whole group: within an adapter, A has none as long as B is zero.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, int] = {}
+        self._passed: set[str] = set()
+
+    def pending(self, groups: Mapping[str, object]) -> bool:
+        """Whether a group has still to be seen learning."""
+        return any(group not in self._passed for group in groups)
+
+    def observe(self, norms: Mapping[str, float], step: int) -> None:
+        """Note the norms of one step.
+
+        Raises UsageError that names the groups which, for `CHECKED_STEPS` steps, had no gradient or a broken one.
+        """
+        idle, broken = [], []
+        for group, norm in norms.items():
+            if math.isfinite(norm) and norm > 0:
+                self._passed.add(group)
+            elif group not in self._passed:
+                self._steps[group] = self._steps.get(group, 0) + 1
+                if self._steps[group] >= CHECKED_STEPS:
+                    (idle if norm == 0 else broken).append(group)
+        if idle:
+            raise UsageError(
+                f"nothing is learnt in {', '.join(idle)}: the gradient was zero for {CHECKED_STEPS} steps; check that"
+                " the data has trained tokens, and choose other layers or modules",
+                reason="NoGradient",
+                step=step,
+            )
+        if broken:
+            raise UsageError(
+                f"the gradient of {', '.join(broken)} was not finite for {CHECKED_STEPS} steps; lower the learning"
+                " rate, or use precision bf16 or fp32",
+                reason="GradientNotFinite",
+                step=step,
+            )
+
+
+def require_finite(what: str, value: float, step: int, last_checkpoint: int | None) -> None:
+    """Stop a run whose numbers broke.
+
+    Raises UsageError that names the checkpoint from before.
+    """
+    if math.isfinite(value):
+        return
+    good = "no checkpoint was written before" if last_checkpoint is None else f"the last good one is {last_checkpoint}"
+    raise UsageError(
+        f"{what} became {value} at step {step}; {good}. Lower the learning rate, raise the warm-up, or use precision"
+        " bf16 or fp32",
+        reason="LossNotFinite",
+        step=step,
+    )
