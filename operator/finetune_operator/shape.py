@@ -25,4 +25,3 @@ def unplanned(spec: FineTuneJobSpec, micro_batch_size: int | None = None) -> Pla
         gradient_accumulation=spec.training.batch_size // (micro * processes),
         gradient_checkpointing=spec.training.gradient_checkpointing != "never",
     )
-

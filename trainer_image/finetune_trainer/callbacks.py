@@ -77,14 +77,14 @@ class TensorBoardCallback(TrainerCallback):
 
             self._writer = SummaryWriter(log_dir=str(self._folder))
         for name, value in (logs or {}).items():
-            self._writer.add_scalar(f"train/{name}", value, state.global_step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"train/{name}", value, state.global_step)
 
     def finish(self, scalars: dict[str, float], step: int) -> None:
         """Write what evaluation found, and end the file."""
         if self._writer is not None:
             for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-            self._writer.close()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
+            self._writer.close()
             self._writer = None
 
 

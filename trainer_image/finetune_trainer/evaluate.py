@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.config import EvaluationConfig
@@ -130,13 +130,15 @@ def answer(
     for prompt in prompts:
         encoded = tokenizer.apply_chat_template(
             prompt.messages,
-            tools=prompt.tools,
+            tools=cast("Any", prompt.tools),
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,
             truncation=True,
             max_length=config.dataset.max_length,
-        ).to(device)
+        )
+        assert isinstance(encoded, BatchEncoding)
+        encoded = encoded.to(device)
         with quiet_peft(), autocast(config, device):
             produced = model.generate(  # type: ignore[operator]
                 **encoded,

@@ -81,7 +81,8 @@ def export(
 
 def save_whole(model: PreTrainedModel, target: Path) -> None:
     """The whole model in the type that its weights came in. Trained ones were held in fp32 until now; this ends it."""
-    model.to(model.config.dtype or torch.float32).save_pretrained(target)
+    nn.Module.to(model, model.config.dtype or torch.float32)
+    model.save_pretrained(target)
 
 
 def _save_delta(model: nn.Module, config: TrainerConfig, base: BaseReference, target: Path) -> None:
@@ -121,7 +122,7 @@ def _save_adapter(tuned: TunedModel, config: TrainerConfig, base: BaseReference,
     settings.base_model_name_or_path = base.name
     settings.revision = base.revision
     # "auto" would ask the hub for the base model's vocabulary size, which we never change.
-    model.save_pretrained(target, save_embedding_layers=False)
+    model.save_pretrained(str(target), save_embedding_layers=False)
     described = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
     if config.lora is not None and config.lora.variant in RESIDUAL_VARIANTS:
         tensors = as_plain_adapter(load_file(target / ADAPTER_FILE), tuned.initial_adapter)
@@ -208,7 +209,8 @@ def _merged(config: TrainerConfig, base_folder: Path, folder: Path, tuned: Tuned
     options: dict[str, Any] = {"dtype": "auto"}
     if config.output.merge is Merge.DEQUANTIZED:
         assert isinstance(tuned.model, PeftModel)
-        options["quantization_config"] = tuned.model.get_base_model().config.quantization_config
+        loaded: Any = tuned.model.get_base_model()
+        options["quantization_config"] = loaded.config.quantization_config
     base = AutoModelForCausalLM.from_pretrained(
         base_folder, use_safetensors=True, trust_remote_code=config.model.trust_remote_code, **options
     )

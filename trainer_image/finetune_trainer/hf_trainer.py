@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import LoraVariant, Optimizer, Precision
@@ -216,13 +216,14 @@ class FinetuneTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         source = self.model if model is None else model
+        assert source is not None
         lora = self._config.lora
         ratio = lora.learning_rate_ratio if lora is not None and lora.variant is LoraVariant.LORA_PLUS else 1.0
         decayed = set(self.get_decay_parameter_names(source))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in trained_parameters(source).items():
             groups.setdefault((name in decayed, ratio != 1.0 and ".lora_B." in name), []).append(parameter)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, source)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(PreTrainedModel, source))
         self.optimizer = kind(
             [
                 {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -127,9 +128,14 @@ def _some(names: Collection[str], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def _without_adapters(model: nn.Module) -> nn.Module:
+    base = getattr(model, "get_base_model", None)
+    return cast("nn.Module", base()) if callable(base) else model
+
+
 def decoder_blocks(model: nn.Module, layout: ModelLayout) -> nn.ModuleList:
     """The decoder blocks of a model that a layout describes, whatever adapters were put around it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _without_adapters(model)
     blocks = base.get_submodule(layout.blocks)
     if not isinstance(blocks, nn.ModuleList):
         raise InternalError(f"{layout.blocks} is no longer the list of decoder blocks")
@@ -151,7 +157,7 @@ def lowest_differentiated_block(model: nn.Module, layout: ModelLayout) -> int:
 
 def _after_blocks(model: nn.Module, layout: ModelLayout) -> set[int]:
     """Identities of the final norm's and an untied head's parameters, adapters around them included."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _without_adapters(model)
     modules = [layout.final_norm] + ([] if layout.tied else [layout.output_embeddings])
     return {id(p) for path in modules if path for p in base.get_submodule(path).parameters()}
 
@@ -165,6 +171,7 @@ def checkpoint_blocks(model: nn.Module, layout: ModelLayout, *, enabled: bool) -
     """
     lowest = lowest_differentiated_block(model, layout)
     function = partial(checkpoint, use_reentrant=False)
+    block: Any
     for index, block in enumerate(decoder_blocks(model, layout)):
         if not hasattr(block, "gradient_checkpointing"):
             if enabled:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ class NextTokenLoss:
     """The loss of a causal language model, whatever adapters or wrappers are around it."""
 
     def __init__(self, model: nn.Module) -> None:
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not isinstance(causal, PreTrainedModel):
             raise InternalError(f"{type(causal).__name__} is no transformers model")
         self._decoder: nn.Module = causal.base_model
@@ -72,7 +73,9 @@ class NextTokenLoss:
         parameters = [p for p in self._head.parameters() if p.requires_grad]
         if not torch.is_grad_enabled():
             return self.score(hidden, targets.tokens)[0]
-        loss = _ChunkedCrossEntropy.apply(hidden, targets.tokens, self._head, self._rows, *parameters)
+        loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, targets.tokens, self._head, self._rows, *parameters
+        )
         assert isinstance(loss, torch.Tensor)
         return loss
 
@@ -151,7 +154,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies; its gradients are computed along with it."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         tokens: torch.Tensor,
@@ -183,7 +186,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scaled = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
         hidden = scaled.pop(0) if ctx.has_hidden else None
         return (hidden, None, None, None, *scaled)

@@ -121,7 +121,8 @@ class GradientCheck:
 
         Raises UsageError that names the groups which, for `CHECKED_STEPS` steps, had no gradient or a broken one.
         """
-        idle, broken = [], []
+        idle: list[str] = []
+        broken: list[str] = []
         for group, norm in norms.items():
             if math.isfinite(norm) and norm > 0:
                 self._passed.add(group)

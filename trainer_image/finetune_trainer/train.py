@@ -59,7 +59,7 @@ def run(config: TrainerConfig, context: RunContext) -> RunResult:
 
     Raises the errors of `finetune_trainer.errors`, Preempted among them: the checkpoint is then saved.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     check_job(config, context.world_size)
     device = device_of(context)
     inputs = once_per_node(context, "inputs", lambda: fetch_inputs(config, context))

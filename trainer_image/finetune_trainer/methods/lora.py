@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -35,7 +36,7 @@ def add_adapters(model: PreTrainedModel, layout: ModelLayout, selection: Selecti
     arXiv:2402.12354) differs in its learning rates only.
     """
     variant = lora.variant
-    initial = {LoraVariant.PISSA: "pissa", LoraVariant.OLORA: "olora"}
+    initial: dict[LoraVariant, Literal["pissa", "olora"]] = {LoraVariant.PISSA: "pissa", LoraVariant.OLORA: "olora"}
     shares_embeddings = layout.tied and layout.input_embeddings in selection.saved_modules
     config = PeftLoraConfig(
         task_type="CAUSAL_LM",

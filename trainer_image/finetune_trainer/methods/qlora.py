@@ -38,7 +38,7 @@ def prepare_quantized(model: nn.Module, adapted: Iterable[str]) -> None:
 
     Raises UsageError where a selected layer could not be quantized.
     """
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     plain = [name for name in adapted if not isinstance(model.get_submodule(name), (Linear4bit, Linear8bitLt))]
     if plain:
