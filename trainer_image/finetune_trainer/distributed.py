@@ -137,7 +137,7 @@ def strategy_arguments(config: TrainerConfig, world_size: int) -> dict[str, Any]
         return {}
     # A block that has not joined yet is a parameter without a gradient; everything else has one in every step.
     unfreezing = config.layers is not None and config.layers.unfreeze is not None
-    return {"ddp_find_unused_parameters": unfreezing, "ddp_broadcast_buffers": False}
+    return {"ddp_find_unused_parameters": unfreezing}
 
 
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:

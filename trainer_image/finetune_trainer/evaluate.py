@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.config import EvaluationConfig
@@ -122,38 +122,41 @@ def answer(
     config: TrainerConfig,
     device: torch.device,
 ) -> list[str]:
-    """The model's greedy answers to held-out prompts, for people to read."""
+    """The model's greedy answers to held-out prompts, for people to read. All are written at the same time: on a CPU a
+    step of several sequences takes hardly longer than that of one."""
     if not prompts:
         return []
-    model.eval()
-    answers = []
-    for prompt in prompts:
-        encoded = tokenizer.apply_chat_template(
-            prompt.messages,
-            tools=cast("Any", prompt.tools),
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            truncation=True,
-            max_length=config.dataset.max_length,
+    texts = [
+        tokenizer.apply_chat_template(
+            prompt.messages, tools=cast("Any", prompt.tools), add_generation_prompt=True, tokenize=False
         )
-        assert isinstance(encoded, BatchEncoding)
-        encoded = encoded.to(device)
-        with quiet_peft(), autocast(config, device):
-            produced = model.generate(  # type: ignore[operator]
-                **encoded,
-                max_new_tokens=config.evaluation.max_new_tokens,
-                do_sample=False,
-                # A model's own sampling settings mean nothing to greedy decoding.
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        new = produced[0, encoded["input_ids"].shape[1] :]
-        answers.append(str(tokenizer.decode(new, skip_special_tokens=True)).strip())
-    return answers
+        for prompt in prompts
+    ]
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        padding=True,
+        padding_side="left",
+        truncation=True,
+        max_length=config.dataset.max_length,
+        return_tensors="pt",
+        return_token_type_ids=False,
+    ).to(device)
+    model.eval()
+    with quiet_peft(), autocast(config, device):
+        produced = model.generate(  # type: ignore[operator]
+            **encoded,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            do_sample=False,
+            # A model's own sampling settings mean nothing to greedy decoding.
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = produced[:, encoded["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def check_gates(evaluation: EvaluationConfig, tuned: Scores | None) -> None:

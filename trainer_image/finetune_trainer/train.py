@@ -157,7 +157,8 @@ def tune(config: TrainerConfig, context: RunContext, base: Base, data: PreparedD
     _stop_here(context, "before the first step")
     set_seed(config.training.seed)
     tuned = apply_method(model, base.layout, base.selection, config)
-    _log_trained(tuned, base)
+    if context.is_main:
+        _log_trained(tuned, base)
     # Anything below the lowest trained block gets no gradient, and nothing there is computed twice.
     lowest = checkpoint_blocks(tuned.model, base.layout, enabled=config.training.gradient_checkpointing)
     logger.info("the backward pass ends at block %d of %d", lowest, base.layout.block_count)
@@ -282,9 +283,11 @@ def _unfreezing(
 
 @contextmanager
 def _uploads(context: RunContext, checkpoints: CheckpointStore, keep: int) -> Iterator[BackgroundUploader | None]:
-    """Rank 0's uploader, which has uploaded everything when this ends."""
+    """Rank 0's uploader. It has uploaded everything when this ends, in all processes: one that ended earlier would
+    give rank 0 only the launcher's patience for what is left."""
     if not context.is_main:
         yield None
+        dist.barrier()
         return
     uploader = BackgroundUploader(checkpoints, keep)
     try:
@@ -295,6 +298,8 @@ def _uploads(context: RunContext, checkpoints: CheckpointStore, keep: int) -> It
             uploader.close(timeout=LAST_UPLOAD_SECONDS)
         raise
     uploader.close()
+    if context.world_size > 1:
+        dist.barrier()
 
 
 def _download_checkpoint(context: RunContext, checkpoints: CheckpointStore, folder: Path) -> Path | None:

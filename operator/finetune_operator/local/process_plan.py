@@ -80,6 +80,9 @@ def plan_process(
     declared = container_environment(pod, container, sources)
     environment = {
         "OMP_NUM_THREADS": str(threads(declared, machine.cores)),
+        # Pods share the machine with each other and with the S3 server: threads that spin while they wait take away
+        # from both what they wait for.
+        "OMP_WAIT_POLICY": "PASSIVE",
         **_inherited(machine.inherited, declared),
         **{key: map_paths(value, mounts) for key, value in declared.items()},
         **dict(_shared_mounts(container, volumes)),
