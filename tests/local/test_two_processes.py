@@ -21,7 +21,7 @@ from tests.trainer_jobs import save_tiny_model, trainer_config, write_dataset
 
 __all__ = ["quick_torch"]
 
-STEPS = 100
+STEPS = 60
 FIRST_CHECKPOINT = 12
 """After it the processes are asked to stop. They get there some steps later."""
 LIMIT_SECONDS = 240.0

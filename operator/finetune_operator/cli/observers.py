@@ -85,13 +85,13 @@ class LiveObserver:
 
     def note(self, text: str) -> None:
         """Something to know; it scrolls by above the view."""
-        self._console.print(text, style="dim", markup=False, highlight=False)
+        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def update(self, view: RunView) -> None:
         """Draw the state."""
         for event in view.events:
             if event["type"] == "Warning":
-                self._console.print(event_text(event), style="yellow", markup=False, highlight=False)
+                self._console.print(event_text(event), style="yellow", markup=False, highlight=False, soft_wrap=True)
         progress = view.status.get("progress") or {}
         if progress.get("loss") is not None and progress.get("step") != self._last_step:
             self._last_step = progress.get("step")

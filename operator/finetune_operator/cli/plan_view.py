@@ -48,7 +48,7 @@ def show_plan(console: Console, planned: Planned) -> None:
         console.print(f"\nmemory of a {'GPU' if plan.gpus_per_node else 'pod'}", style="bold")
         console.print(memory_table(planned.memory, quantity_to_bytes(limit)))
     if planned.note:
-        console.print(f"\n{planned.note}", style="dim", markup=False, highlight=False)
+        console.print(f"\n{planned.note}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def pods_text(nodes: int, gpus_per_node: int) -> str:
