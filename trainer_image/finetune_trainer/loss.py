@@ -139,6 +139,8 @@ def _head_of(causal: PreTrainedModel) -> PreTrainedModel:
     """The model without its decoder: from hidden states to logits the way this architecture does it, soft-capping and
     scaling included, with the parameters of the model itself."""
     head = copy.copy(causal)
+    # accelerate puts a wrapper of forward on the instance, bound to the whole model: the copy must not carry it on.
+    head.__dict__.pop("forward", None)
     head.__dict__["_modules"] = {**causal._modules, causal.base_model_prefix: _Decoded()}
     return head
 

@@ -19,8 +19,8 @@ CHECKED_STEPS = 3
 LEARNING_RATES: Mapping[Method, tuple[float, float]] = {
     Method.FULL: (1e-7, 1e-4),
     Method.FREEZE: (1e-7, 5e-4),
-    Method.LORA: (1e-5, 2e-3),
-    Method.QLORA: (1e-5, 2e-3),
+    Method.LORA: (1e-5, 5e-3),
+    Method.QLORA: (1e-5, 5e-3),
     Method.BITFIT: (1e-5, 1e-2),
     Method.PREFIX: (1e-5, 5e-1),
     Method.PROMPT: (1e-4, 1.0),

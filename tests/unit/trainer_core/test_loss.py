@@ -100,3 +100,14 @@ def test_logits_are_never_held_for_more_than_a_chunk(monkeypatch: pytest.MonkeyP
     NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels)).backward()
     # The model's own forward pass asks its head for one position.
     assert sizes == [1, 3, 3, 2]
+
+
+def test_a_wrapper_of_forward_on_the_instance_is_not_taken_for_the_head() -> None:
+    model = tiny_model().eval()
+    ids, labels = batch()
+    expected = NextTokenLoss(model).evaluate(model, {"input_ids": ids}, Targets.of(labels))
+    whole = model.forward
+    # What accelerate does to a model that is trained in mixed precision.
+    model.forward = lambda *args, **kwargs: whole(*args, **kwargs)
+    found = NextTokenLoss(model).evaluate(model, {"input_ids": ids}, Targets.of(labels))
+    assert [value.item() for value in found] == [value.item() for value in expected]
