@@ -30,6 +30,7 @@ OFFSETS = {
     ),
     "two answers": ([(0, 1), (1, 2), (2, 3), (3, 4)], [(1, 2), (3, 4)], [False, True, False, True]),
     "an empty answer": ([(0, 1), (1, 2)], [(1, 1)], [False, False]),
+    "an empty answer within a token": ([(0, 2)], [(1, 1)], [False]),
     "no answer": ([(0, 1)], [], [False]),
     "no token": ([], [(0, 1)], []),
 }

@@ -108,6 +108,9 @@ def trained_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> BoolArray:
     empty = starts == ends
     trained = np.zeros(len(table), dtype=np.bool_)
     for start, end in spans:
+        if start == end:
+            # An empty answer has nothing to learn, not even the token that it stands in the middle of.
+            continue
         trained |= (starts < end) & ((ends > start) | (empty & (starts == start)))
     return trained
 
