@@ -59,6 +59,7 @@ class Phase:
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
+    ALL = (PENDING, QUEUED, STARTING, RUNNING, RESTARTING, SUSPENDED, SUCCEEDED, FAILED)
     TERMINAL = frozenset({SUCCEEDED, FAILED})
 
 

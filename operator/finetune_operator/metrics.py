@@ -14,16 +14,6 @@ from prometheus_client.registry import Collector
 from finetune_operator.constants import Phase
 from finetune_operator.observed import JobRef, ObservedJob
 
-_PHASES = (
-    Phase.PENDING,
-    Phase.QUEUED,
-    Phase.STARTING,
-    Phase.RUNNING,
-    Phase.RESTARTING,
-    Phase.SUSPENDED,
-    Phase.SUCCEEDED,
-    Phase.FAILED,
-)
 _PROGRESS = (
     ("finetune_job_progress_ratio", "Share of a running job's steps that are done, 0 to 1", "percent", 0.01),
     ("finetune_job_loss", "Training loss of a running job", "loss", 1.0),
@@ -97,7 +87,7 @@ class _StoreCollector(Collector):
                 if isinstance(progress.get(field), int | float):
                     family.add_metric([ref.namespace, ref.name], progress[field] * scale)
         jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
-        for name in _PHASES:
+        for name in Phase.ALL:
             jobs.add_metric([name], phases[name])
         depth = GaugeMetricFamily("finetune_queue_depth", "Jobs that wait for a reconcile")
         depth.add_metric([], self._depth())

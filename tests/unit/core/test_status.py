@@ -17,17 +17,6 @@ from finetune_operator.state import Fact, JobState, carried
 from finetune_operator.times import rfc3339
 from tests.builders import NOW, plan
 
-PHASES = [
-    Phase.PENDING,
-    Phase.QUEUED,
-    Phase.STARTING,
-    Phase.RUNNING,
-    Phase.RESTARTING,
-    Phase.SUSPENDED,
-    Phase.SUCCEEDED,
-    Phase.FAILED,
-]
-
 
 def state(phase: str, **changes: Any) -> JobState:
     values: dict[str, Any] = {
@@ -78,7 +67,7 @@ def test_what_is_not_known_is_not_told() -> None:
     assert {Condition.ACCEPTED, Condition.PLANNED}.isdisjoint(one.type for one in built.conditions)
 
 
-@given(st.sampled_from(PHASES), st.sampled_from(PHASES), st.integers(1, 100_000))
+@given(st.sampled_from(Phase.ALL), st.sampled_from(Phase.ALL), st.integers(1, 100_000))
 @settings(deadline=None)
 def test_a_transition_time_moves_with_its_status_only(first: str, second: str, seconds: int) -> None:
     before = status.build(FineTuneJobStatus(), state(first), generation=1, now=NOW)
@@ -89,7 +78,7 @@ def test_a_transition_time_moves_with_its_status_only(first: str, second: str, s
         assert moved == (old.status != new.status)
 
 
-@given(st.sampled_from(PHASES), st.sampled_from(PHASES))
+@given(st.sampled_from(Phase.ALL), st.sampled_from(Phase.ALL))
 @settings(deadline=None)
 def test_a_state_survives_its_status(first: str, second: str) -> None:
     before = status.build(FineTuneJobStatus(), state(first), generation=1, now=NOW)
@@ -98,7 +87,7 @@ def test_a_state_survives_its_status(first: str, second: str) -> None:
     assert carried(status.read(after.to_wire())) == told
 
 
-@given(st.sampled_from(PHASES))
+@given(st.sampled_from(Phase.ALL))
 @settings(deadline=None)
 def test_an_equal_status_needs_no_patch(phase: str) -> None:
     built = status.build(FineTuneJobStatus(), state(phase), generation=1, now=NOW)

@@ -72,7 +72,7 @@ def test_paths_below_a_mount_are_mapped_and_others_are_not(text: str, mapped: st
 def test_command_arguments_and_values_are_mapped() -> None:
     mounts = [
         {"name": "config", "mountPath": "/etc/finetune/"},
-        {"name": "work", "mountPath": "/scratch", "subPath": "a"},
+        {"name": "disk", "mountPath": "/scratch", "subPath": "a"},
     ]
     found = plan(
         env(
@@ -81,7 +81,7 @@ def test_command_arguments_and_values_are_mapped() -> None:
             volumeMounts=mounts,
             workingDir="/scratch",
         ),
-        volumes=[{"name": "config", "configMap": {"name": "config"}}, {"name": "work", "emptyDir": {}}],
+        volumes=[{"name": "config", "configMap": {"name": "config"}}, {"name": "disk", "emptyDir": {}}],
     )
     assert found.argv == (
         "/usr/bin/python3.11",
@@ -89,10 +89,10 @@ def test_command_arguments_and_values_are_mapped() -> None:
         "trainer",
         "--config",
         "/run/pod/volumes/config/config.json",
-        "/run/pod/volumes/work/a/home/x",
+        "/run/pod/volumes/disk/a/home/x",
     )
-    assert found.environment["HOME"] == "/run/pod/volumes/work/a/home"
-    assert found.working_directory == Path("/run/pod/volumes/work/a")
+    assert found.environment["HOME"] == "/run/pod/volumes/disk/a/home"
+    assert found.working_directory == Path("/run/pod/volumes/disk/a")
     assert {file.path.name: file.content for file in found.files} == {"config.json": b"{}", "other": b"o"}
     assert {file.mode for file in found.files} == {0o600}
 
