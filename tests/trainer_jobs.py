@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from finetune_trainer.callbacks import CheckpointCallback, StopCallback
 from finetune_trainer.contract import ModelLayout, Selection, TrainerConfig, select
 from finetune_trainer.contract.vocabulary import LoraBias
 from finetune_trainer.data import Collator
-from finetune_trainer.hf_trainer import FinetuneTrainer, training_arguments
 from finetune_trainer.layers import checkpoint_blocks, layout_of
 from finetune_trainer.methods import TunedModel, apply_method, check_method
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import empty_model, load_model, read_config
+from finetune_trainer.training import FinetuneTrainer, training_arguments
+from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
 from tests.tiny_models import VOCABULARY, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 

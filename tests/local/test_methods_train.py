@@ -18,10 +18,10 @@ from finetune_trainer.contract import ResultManifest, RunResult, TrainerConfig
 from finetune_trainer.data import Collator, RowDataset, prepare
 from finetune_trainer.errors import Preempted, UsageError
 from finetune_trainer.evaluate import score
-from finetune_trainer.export import load_delta
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.preemption import StopRequest
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.results.delta import load_delta
 from finetune_trainer.storage import ObjectStore, S3Uri
 from finetune_trainer.workspace import Workspace
 from tests.quick_torch import quick_torch

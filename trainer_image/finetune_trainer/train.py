@@ -19,7 +19,6 @@ from torch import distributed as dist
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
 from finetune_trainer.checkpoint import BackgroundUploader, CheckpointStore
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import RunResult, SelectionError, TrainerConfig, select
@@ -36,17 +35,18 @@ from finetune_trainer.distributed import (
 )
 from finetune_trainer.errors import InternalError, Preempted, TrainerError, UsageError
 from finetune_trainer.evaluate import Judgement, answer, check_evaluation, score
-from finetune_trainer.export import check_merge
-from finetune_trainer.hf_trainer import FinetuneTrainer, training_arguments
 from finetune_trainer.layers import checkpoint_blocks, layout_of, trained_parameters
 from finetune_trainer.methods import TunedModel, apply_method, check_method
 from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import autocast, empty_model, load_model, read_config, read_tokenizer
-from finetune_trainer.result import Base, Outcome, save_result
+from finetune_trainer.results.merge import check_merge
+from finetune_trainer.results.save import Base, Outcome, save_result
 from finetune_trainer.sanity import check_packing, group_of, learning_rate_warning
 from finetune_trainer.sources import fetch_dataset, fetch_model
 from finetune_trainer.storage import S3Uri
+from finetune_trainer.training import FinetuneTrainer, training_arguments
+from finetune_trainer.training.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
 
 LAST_UPLOAD_SECONDS = 60.0
 """How long a failing run waits for a checkpoint that is being uploaded."""

@@ -14,16 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from finetune_trainer.contract.config import EvaluationConfig
 from finetune_trainer.errors import InputMissing, InternalError, UsageError
 from finetune_trainer.evaluate import Scores, check_gates
-from finetune_trainer.export import (
-    BaseReference,
-    artifact_of,
-    export,
-    library_versions,
-    load_delta,
-    verify_loads,
-    write_card,
-)
 from finetune_trainer.model import empty_model, read_config, read_tokenizer
+from finetune_trainer.results.artefact import BaseReference, artifact_of, export
+from finetune_trainer.results.card import write_card
+from finetune_trainer.results.delta import load_delta
+from finetune_trainer.results.verify import verify_loads
+from finetune_trainer.results.versions import library_versions
 from tests.tiny_models import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer_jobs import Fitted, fit

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from finetune_trainer.checkpoint import BackgroundUploader
-    from finetune_trainer.hf_trainer import FinetuneTrainer
     from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.training import FinetuneTrainer
 
 REPORTED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 

@@ -26,16 +26,12 @@ from finetune_trainer.contract import (
 from finetune_trainer.contract.manifest import BaseModelRecord
 from finetune_trainer.data import PreparedData
 from finetune_trainer.evaluate import Judgement, check_gates
-from finetune_trainer.export import (
-    BaseReference,
-    artifact_of,
-    export,
-    library_versions,
-    merge,
-    verify_loads,
-    write_card,
-)
 from finetune_trainer.methods import TunedModel
+from finetune_trainer.results.artefact import BaseReference, artifact_of, export
+from finetune_trainer.results.card import write_card
+from finetune_trainer.results.merge import merge
+from finetune_trainer.results.verify import verify_loads
+from finetune_trainer.results.versions import library_versions
 from finetune_trainer.storage import S3Uri
 
 LATEST = "latest.json"

@@ -1,0 +1,133 @@
+"""What every training of ours does at its steps, whatever its loss: one stop for all ranks, checks, and figures."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.errors import UsageError
+from finetune_trainer.layers import trained_parameters
+from finetune_trainer.methods import TunedModel
+from finetune_trainer.sanity import GradientCheck, gradient_norms, parameter_groups, require_finite
+from finetune_trainer.training.checkpoints import TrainedCheckpoints
+
+
+class TrainingSteps(TrainedCheckpoints):
+    """Mixed in before a trainer of transformers or TRL."""
+
+    def _begin(
+        self, tuned: TunedModel, layout: ModelLayout, config: TrainerConfig, stop_requested: Callable[[], bool]
+    ) -> None:
+        """Called before the trainer's own constructor, which already makes use of some of this."""
+        self._tuned = tuned
+        self._layout = layout
+        self._config = config
+        self._stop_requested = stop_requested
+        self._check = GradientCheck()
+        self._norms: dict[str, float] = {}
+        self._groups = parameter_groups(tuned.model, layout)
+        self._tokens = 0
+        self._tokens_since = time.monotonic()
+        self.stop_agreed = False
+        """Whether, as all ranks see it, the run stops after the current step."""
+        self.last_checkpoint = None
+
+    def trained_changed(self) -> None:
+        """Look anew at which parameters require gradients."""
+        self._groups = parameter_groups(self._tuned.model, self._layout)
+
+    def count_batch(self, batch: dict[str, Any]) -> tuple[int, int]:
+        """What the loss of a micro-batch is divided by (trained tokens, or rows), and its tokens with padding."""
+        raise NotImplementedError
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The micro-batches of one optimizer step, and the trained tokens in them over all ranks.
+
+        One small all-reduce on the CPU per step tells every rank that number, and whether any of them was asked to
+        stop: they agree on the step without a collective of its own.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        counted = [self.count_batch(batch) for batch in batches]
+        counts = torch.tensor(
+            [
+                sum(trained for trained, _ in counted),
+                sum(tokens for _, tokens in counted),
+                int(self._stop_requested()),
+            ],
+            dtype=torch.int64,
+        )
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        trained, tokens, stop = counts.tolist()
+        self._tokens += tokens
+        self.stop_agreed = stop > 0
+        if batches and trained == 0:
+            raise UsageError(
+                "a batch has no token to train on; raise spec.training.batchSize, or check the data's assistant turns",
+                reason="NoTrainedTokens",
+                step=self.state.global_step,
+            )
+        return batches, trained
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch; after the last one of a step the gradient norms are looked at where they are due."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            checking = self._check.pending(self._groups)
+            step = self.state.global_step + 1
+            logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
+            if checking or logged:
+                scaler = getattr(self.accelerator, "scaler", None)
+                self._norms = gradient_norms(self._groups, scaler.get_scale() if scaler is not None else 1.0)
+                if checking:
+                    self._check.observe(self._norms, step)
+        assert isinstance(loss, torch.Tensor)
+        return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer over what is trained: no weight decay on norms and biases; for LoRA+ a learning rate of its own
+        for the B matrices (Hayou et al. 2024, arXiv:2402.12354, section 4)."""
+        if self.optimizer is not None:
+            return self.optimizer
+        source = self.model if model is None else model
+        assert source is not None
+        lora = self._config.lora
+        ratio = lora.learning_rate_ratio if lora is not None and lora.variant is LoraVariant.LORA_PLUS else 1.0
+        decayed = set(self.get_decay_parameter_names(source))
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in trained_parameters(source).items():
+            groups.setdefault((name in decayed, ratio != 1.0 and ".lora_B." in name), []).append(parameter)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast(PreTrainedModel, source))
+        self.optimizer = kind(
+            [
+                {
+                    "params": parameters,
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                    "lr": self.args.learning_rate * (ratio if faster else 1.0),
+                }
+                for (decay, faster), parameters in groups.items()
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds gradient norms by group and tokens per second, and stops a run whose loss is no number."""
+        if "loss" in logs:
+            now = time.monotonic()
+            require_finite("the loss", logs["loss"], self.state.global_step, self.last_checkpoint)
+            logs["tokens_per_second"] = self._tokens / max(now - self._tokens_since, 1e-9)
+            logs |= {f"grad_norm/{group}": norm for group, norm in self._norms.items()}
+            self._tokens, self._tokens_since = 0, now
+        super().log(logs, start_time)
