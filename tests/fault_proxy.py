@@ -6,6 +6,7 @@ import http.client
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -28,6 +29,12 @@ class Fault(Enum):
     """The answer's body arrives with one bit changed."""
     ERROR_500 = auto()
     SLOW_DOWN_503 = auto()
+    EXPIRED_TOKEN = auto()
+    """The credentials have expired."""
+    NO_BUCKET = auto()
+    """Somebody deleted the bucket."""
+    SLOW = auto()
+    """The answer comes late, but it comes."""
     HANG = auto()
     """Nothing comes back for longer than any client of a test waits."""
 
@@ -46,6 +53,13 @@ class Request:
 Decision = Callable[[Request], Fault | None]
 
 _HANG_SECONDS = 6.0
+_SLOW_SECONDS = 0.2
+_ANSWERS = {
+    Fault.ERROR_500: (500, "InternalError"),
+    Fault.SLOW_DOWN_503: (503, "SlowDown"),
+    Fault.EXPIRED_TOKEN: (400, "ExpiredToken"),
+    Fault.NO_BUCKET: (404, "NoSuchBucket"),
+}
 
 
 @dataclass
@@ -114,9 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.HANG:
             self.owner.hang()
             return self._reset()
-        if fault in (Fault.ERROR_500, Fault.SLOW_DOWN_503):
-            status, code = (500, "InternalError") if fault is Fault.ERROR_500 else (503, "SlowDown")
+        if fault in _ANSWERS:
+            status, code = _ANSWERS[fault]
             return self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
+        if fault is Fault.SLOW:
+            time.sleep(_SLOW_SECONDS)
         status, headers, content = self._ask(body)
         if fault is Fault.RESET_ANSWER:
             return self._reset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from finetune_trainer.contract import ModelLayout, Selection, TrainerConfig, sel
 from finetune_trainer.contract.vocabulary import LoraBias
 from finetune_trainer.data import Collator
 from finetune_trainer.layers import checkpoint_blocks, layout_of
-from finetune_trainer.methods import TunedModel, apply_method, check_method
+from finetune_trainer.methods import Start, TunedModel, apply_method, check_adapters, check_method
+from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import empty_model, load_model, read_config
 from finetune_trainer.training import FinetuneTrainer, training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
+from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
 from tests.tiny_models import VOCABULARY, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -86,6 +88,8 @@ def trainer_config(model: Path, data: Path, **changes: Any) -> TrainerConfig:
     }
     if str(changes.get("method", "lora")) in ("lora", "qlora"):
         config["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.0, "variant": "standard", "bias": "none"}
+    if changes.get("method") in ("prefix", "prompt", "adapter"):
+        config["prompt"] = {"virtual_tokens": 10 if changes["method"] == "adapter" else 20}
     if changes.get("method") == "qlora":
         config["quantization"] = {"type": "nf4", "double_quant": True, "compute_dtype": "float32"}
     for section, value in changes.items():
@@ -139,6 +143,31 @@ def token_rows(count: int = 8, length: int = 12, seed: int = 3) -> list[dict[str
     return rows
 
 
+def start_of(folder: Path, rows: list[dict[str, torch.Tensor]] | None, resume: Path | None) -> Start:
+    """What adapters start from, as `train.tune` puts it together."""
+
+    def batches(tokens: int) -> Iterator[dict[str, Any]]:
+        collator, known = Collator(0, packed=False), rows or token_rows()
+        size = max(2, -(-tokens // 6))
+        for first in range(0, len(known) - size + 1, size):
+            yield collator(known[first : first + size])
+
+    return Start(folder, batches, None if resume is None else tensor_shapes(resume / TRAINED_FILE))
+
+
+def collator_of(config: TrainerConfig) -> Callable[[list[Any]], dict[str, Any]]:
+    """Batches for the method: PEFT counts positions itself where it adds some."""
+    collator = Collator(0, packed=config.dataset.packing)
+
+    def collate(rows: list[Any]) -> dict[str, Any]:
+        batch = collator(rows)
+        if config.method in PROMPT_METHODS:
+            del batch["position_ids"]
+        return batch
+
+    return collate
+
+
 def fit(
     folder: Path,
     config: TrainerConfig,
@@ -155,9 +184,10 @@ def fit(
     check_method(config, layout, str(model_config.model_type))
     bias = config.lora.bias if config.lora is not None else LoraBias.NONE
     selection = select(layout, config.method, config.layers, bias)
+    check_adapters(config, selection)
     set_seed(config.training.seed)
     model = load_model(folder, config, layout, selection, torch.device("cpu"))
-    tuned = apply_method(model, layout, selection, config)
+    tuned = apply_method(model, layout, selection, config, start_of(folder, rows, resume))
     checkpoint_blocks(tuned.model, layout, enabled=config.training.gradient_checkpointing)
     before = snapshot(tuned.model)
     stop = StopCallback()
@@ -167,7 +197,7 @@ def fit(
         config,
         training_arguments(config, output, torch.device("cpu"), {}),
         rows=rows or token_rows(),
-        collate=Collator(0, packed=config.dataset.packing),
+        collate=collator_of(config),
         callbacks=[*callbacks, CheckpointCallback(config.checkpoints, None, 1), stop],
         stop_requested=stop_requested,
     )

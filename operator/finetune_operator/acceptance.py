@@ -55,10 +55,14 @@ def _not_permitted(spec: FineTuneJobSpec, permissions: Permissions) -> list[str]
 
 
 def _uris(spec: FineTuneJobSpec) -> list[tuple[str, str]]:
-    data = spec.dataset
-    found = [("spec.model.uri", spec.model.uri), ("spec.dataset.uri", data.uri or "")]
-    found += [(f"spec.dataset.sources[{i}].uri", source.uri) for i, source in enumerate(data.sources or ())]
-    found.append(("spec.dataset.validation.uri", (data.validation.uri if data.validation else None) or ""))
+    found = [("spec.model.uri", spec.model.uri)]
+    own = [(f"spec.adapters[{i}].dataset", one.dataset) for i, one in enumerate(spec.adapters or ())]
+    for field, data in (("spec.dataset", spec.dataset), *own):
+        if data is None:
+            continue
+        found.append((f"{field}.uri", data.uri or ""))
+        found += [(f"{field}.sources[{i}].uri", source.uri) for i, source in enumerate(data.sources or ())]
+        found.append((f"{field}.validation.uri", (data.validation.uri if data.validation else None) or ""))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, PlanStatus
+from finetune_trainer.contract.vocabulary import OffloadTarget
 
 
 def unplanned(spec: FineTuneJobSpec, micro_batch_size: int | None = None) -> PlanStatus:
@@ -21,6 +22,8 @@ def unplanned(spec: FineTuneJobSpec, micro_batch_size: int | None = None) -> Pla
         gpus_per_node=per_node,
         strategy="single" if processes == 1 and strategy == "ddp" else strategy,
         zero_stage=(spec.parallelism.zero_stage or 3) if strategy == "deepspeed" else None,
+        offload_optimizer=spec.parallelism.offload.optimizer is not OffloadTarget.NONE,
+        offload_parameters=spec.parallelism.offload.parameters is not OffloadTarget.NONE,
         micro_batch_size=micro,
         gradient_accumulation=spec.training.batch_size // (micro * processes),
         gradient_checkpointing=spec.training.gradient_checkpointing != "never",

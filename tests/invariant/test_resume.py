@@ -39,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "freeze",
         "layers": {"last": 3, "unfreeze": {"every": 2, "unit": "step", "order": "top-down"}},
     },
+    "unfreeze-epochs": {
+        "method": "full",
+        "layers": {"last": 3, "also": ["norm"], "unfreeze": {"every": 1, "unit": "epoch", "order": "bottom-up"}},
+    },
     "qlora": {"method": "qlora", "layers": {"all": True}, "training": {"optimizer": "adamw_8bit"}},
 }
 

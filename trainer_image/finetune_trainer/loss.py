@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from finetune_trainer.distributed.sharded_model import ShardedModel
 from finetune_trainer.errors import InternalError
 
 IGNORED = -100
@@ -56,7 +59,8 @@ class NextTokenLoss:
     """The loss of a causal language model, whatever adapters or wrappers are around it."""
 
     def __init__(self, model: nn.Module) -> None:
-        causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        tuned = model.model if isinstance(model, ShardedModel) else model
+        causal: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
         if not isinstance(causal, PreTrainedModel):
             raise InternalError(f"{type(causal).__name__} is no transformers model")
         self._decoder: nn.Module = causal.base_model
@@ -69,19 +73,36 @@ class NextTokenLoss:
     def __call__(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
         """The sum of the loss over the targets, a scalar in fp32. `model` may be a wrapper such as DDP, whose own
         forward has to run."""
+        if isinstance(model, ShardedModel):
+            return model.within(self, inputs, targets)
         hidden = self._hidden(model, inputs, targets)
         parameters = [p for p in self._head.parameters() if p.requires_grad]
         if not torch.is_grad_enabled():
             return self.score(hidden, targets.tokens)[0]
+        if any(hasattr(parameter, "ds_id") for parameter in parameters):
+            return self._recomputed(hidden, targets.tokens)
         loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, targets.tokens, self._head, self._rows, *parameters
         )
         assert isinstance(loss, torch.Tensor)
         return loss
 
+    def _recomputed(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The same where the head is trained under ZeRO-3, whose hooks gather its weights around its own forward and
+        backward pass only: the logits of a chunk are computed a second time in the backward pass."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for part, wanted in zip(hidden.split(self._rows), tokens.split(self._rows), strict=True):
+            total = total + checkpoint(self._chunk, part, wanted, use_reentrant=False, determinism_check="none")
+        return total
+
+    def _chunk(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(_logits(self._head, hidden), tokens, reduction="sum")
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the loss, and number of targets that are the model's first choice: two scalars."""
+        if isinstance(model, ShardedModel):
+            return model.within(self.evaluate, inputs, targets)
         return self.score(self._hidden(model, inputs, targets), targets.tokens)
 
     @torch.no_grad()
@@ -94,6 +115,10 @@ class NextTokenLoss:
             loss += functional.cross_entropy(logits, wanted, reduction="sum")
             correct += (logits.argmax(-1) == wanted).sum()
         return loss, correct
+
+    def log_probs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Of each token (targets,), in nats and fp32, from hidden states (targets, width)."""
+        return -functional.cross_entropy(_logits(self._head, hidden), tokens, reduction="none")
 
     @property
     def _rows(self) -> int:
@@ -141,6 +166,9 @@ def _head_of(causal: PreTrainedModel) -> PreTrainedModel:
     head = copy.copy(causal)
     # accelerate puts a wrapper of forward on the instance, bound to the whole model: the copy must not carry it on.
     head.__dict__.pop("forward", None)
+    # The whole model's hooks, DeepSpeed's among them, are none of the head's.
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        head.__dict__[hooks] = OrderedDict()
     head.__dict__["_modules"] = {**causal._modules, causal.base_model_prefix: _Decoded()}
     return head
 

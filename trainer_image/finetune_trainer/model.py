@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -18,8 +20,10 @@ from transformers import (
 )
 
 from finetune_trainer.contract import ModelLayout, Selection, TrainerConfig
+from finetune_trainer.contract.heads import outputs_of
 from finetune_trainer.contract.vocabulary import Method, Precision
 from finetune_trainer.errors import InputMissing, UsageError
+from finetune_trainer.heads.module import classifier_options, install_head
 from finetune_trainer.methods.qlora import prepare_quantized, quantization_of
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
@@ -84,20 +88,34 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def load_model(
-    folder: Path, config: TrainerConfig, layout: ModelLayout, selection: Selection, device: torch.device
+    folder: Path,
+    config: TrainerConfig,
+    layout: ModelLayout,
+    selection: Selection,
+    device: torch.device,
+    classes: Sequence[str] = (),
 ) -> PreTrainedModel:
     """The model with its weights on a device, in the precision that the method wants of them.
 
+    For a strategy that divides the weights that is the CPU of each process. What is not changed of them is the files'
+    own pages, which the processes of a node share.
+
     Frozen weights are kept in the training's precision, quantized for QLoRA; weights that are trained themselves in
-    fp32, read without a detour over fewer bits. Raises GPU memory errors of torch as they are.
+    fp32, read without a detour over fewer bits. `classes` are those of a head. Raises GPU memory errors of torch as
+    they are.
     """
+    kind: Any = AutoModelForCausalLM if config.head is None else AutoModelForSequenceClassification
     frozen = DTYPES[config.training.precision]
     options: dict[str, Any] = {"dtype": "auto" if config.method.trains_base_weights else frozen}
     if config.method is Method.QLORA:
         assert config.quantization is not None, "check_method has seen to it"
-        options["quantization_config"] = quantization_of(config.quantization, layout, selection)
+        # What shards weights wants them in a floating-point type; packed 4-bit weights are indifferent to it.
+        storage = frozen if config.parallelism.divides_weights else torch.uint8
+        options["quantization_config"] = quantization_of(config.quantization, layout, selection, storage)
+    if config.head is not None:
+        options |= classifier_options(config.head, classes)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             folder,
             use_safetensors=True,
             device_map={"": str(device)},
@@ -107,8 +125,14 @@ def load_model(
     except (OSError, ValueError) as error:
         raise InputMissing(f"spec.model.uri: the weights in {folder.name} cannot be read: {error}") from error
     assert isinstance(model, PreTrainedModel)
+    if config.parallelism.divides_weights:
+        # It will not stay where it was loaded: accelerate's hooks would bring its inputs back there.
+        remove_hook_from_module(model, recurse=True)
+        model.__dict__.pop("hf_device_map", None)
     if config.method is Method.QLORA:
         prepare_quantized(model, selection.adapted)
+    if config.head is not None:
+        install_head(model, config.head, outputs_of(config.head, classes))
     if config.method.trains_base_weights:
         set_precision(model, trained=selection.parameters, frozen=frozen)
     model.requires_grad_(False)
@@ -127,3 +151,12 @@ def autocast(config: TrainerConfig, device: torch.device) -> torch.autocast:
     """The arithmetic of forward passes outside the trainer: the same as within it."""
     dtype = DTYPES[config.training.precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: those of the model's own settings, and the tokenizer's end-of-text token."""
+    settings = getattr(model, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
+    known = own if isinstance(own, list) else [] if own is None else [own]
+    assert isinstance(tokenizer.eos_token_id, int), "read_tokenizer has seen to it"
+    return sorted({*known, tokenizer.eos_token_id})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from finetune_trainer.contract import ModelLayout
-from finetune_trainer.contract.vocabulary import Method, Optimizer
+from finetune_trainer.contract.vocabulary import Method, Objective, Optimizer
 from finetune_trainer.errors import UsageError
 from finetune_trainer.layers import trained_parameters
 
@@ -26,14 +26,23 @@ LEARNING_RATES: Mapping[Method, tuple[float, float]] = {
     Method.PROMPT: (1e-4, 1.0),
     Method.ADAPTER: (1e-4, 5e-2),
     Method.IA3: (1e-4, 5e-2),
+    Method.HEAD: (1e-6, 1e-1),
 }
 """Between which learning rates a method is usually seen to learn: the sweeps in the papers that the methods name, with
 a margin. Outside of them a run is warned, not refused."""
 
+PREFERENCE_LEARNS_SLOWER = 100
+"""How much lower the learning rates of preference objectives may be."""
 
-def learning_rate_warning(method: Method, optimizer: Optimizer, rate: float) -> str | None:
+
+def learning_rate_warning(
+    method: Method, optimizer: Optimizer, rate: float, objective: Objective = Objective.SFT
+) -> str | None:
     """A sentence about a learning rate that is unusual for a method; None for a usual one."""
     low, high = LEARNING_RATES[method]
+    if objective.is_preference:
+        # Answers that are only a little better or worse are told apart in small steps (arXiv:2305.18290, appendix B).
+        low = low / PREFERENCE_LEARNS_SLOWER
     if optimizer is Optimizer.SGD or low <= rate <= high:
         return None
     side, risk = ("above", "the loss may diverge") if rate > high else ("below", "the model may hardly change")
@@ -85,21 +94,6 @@ def group_of(name: str, layout: ModelLayout) -> str:
         if module is not None and path.startswith(f"{module}."):
             return group
     return "prompt" if path.startswith("prompt_encoder.") else "other"
-
-
-def gradient_norms(groups: Mapping[str, Sequence[nn.Parameter]], scale: float = 1.0) -> dict[str, float]:
-    """The L2 norm of each group's gradient over `scale`, 0 where it has none. Host synchronisation: one."""
-    norms = []
-    for parameters in groups.values():
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients:
-            norms.append(
-                torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients]))
-            )
-        else:
-            norms.append(torch.zeros((), device=parameters[0].device))
-    values = torch.stack(norms).tolist() if norms else []
-    return {name: value / scale for name, value in zip(groups, values, strict=True)}
 
 
 class GradientCheck:

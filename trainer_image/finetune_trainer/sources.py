@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from finetune_trainer.contract.config import ModelConfig
+from finetune_trainer.datafiles import ENDINGS, READABLE, data_suffix
 from finetune_trainer.errors import InputMissing, UsageError
 from finetune_trainer.storage import ObjectStore, S3Uri, in_parallel
 from finetune_trainer.workspace import Workspace
@@ -24,8 +25,7 @@ MIRROR_VARIABLE = "FINETUNE_MODEL_MIRROR"
 PVC_ROOT_VARIABLE = "FINETUNE_PVC_ROOT"
 DEFAULT_PVC_ROOT = "/mnt/pvc"
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-_MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+_MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md", "LICENSE*")
 _CODE_PATTERN = "*.py"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -128,7 +128,7 @@ def _dataset_from_hub(uri: str, rest: str, workspace: Workspace) -> list[Path]:
     if folder is None:
         from finetune_trainer import hub
 
-        wanted = [f"{inside}/*{suffix}" if inside else f"*{suffix}" for suffix in DATA_SUFFIXES]
+        wanted = [f"{inside}/*{ending}" if inside else f"*{ending}" for ending in ENDINGS]
         if inside:
             wanted.append(inside)
         folder, _ = hub.download(repo, "dataset", revision=None, patterns=wanted, cache=workspace.data / "hub")
@@ -257,12 +257,12 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _is_data(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix in DATA_SUFFIXES and not any(part.startswith((".", "_")) for part in path.parts)
+    return bool(data_suffix(path.name)) and not any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _require_data_suffix(uri: str, name: str) -> None:
-    if PurePosixPath(name).suffix not in DATA_SUFFIXES:
-        raise UsageError(f"{uri}: data sets are files that end in {', '.join(DATA_SUFFIXES)}", reason="InvalidDataset")
+    if not data_suffix(name):
+        raise UsageError(f"{uri}: data sets are files that end in {READABLE}", reason="InvalidDataset")
 
 
 def _data_files(uri: str, folder: Path) -> list[Path]:
@@ -273,7 +273,7 @@ def _data_files(uri: str, folder: Path) -> list[Path]:
 def _at_least_one(uri: str, found: list[Path], names: Callable[[], list[str]]) -> list[Path]:
     if not found:
         raise InputMissing(
-            f"{uri} holds no data file ({', '.join(DATA_SUFFIXES)}): {_what_is_there(names())}", reason="DatasetMissing"
+            f"{uri} holds no data file ({READABLE}): {_what_is_there(names())}", reason="DatasetMissing"
         )
     return found
 

@@ -60,6 +60,8 @@ class Topology:
         """The environment of one process, as torch.distributed's `env://` reads it."""
         return {
             "OMP_NUM_THREADS": str(self.threads),
+            # Threads that spin while they wait take the cores from the processes that they wait for.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **inherited,
             "RANK": str(self.rank(local_rank)),
             "LOCAL_RANK": str(local_rank),

@@ -9,45 +9,64 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.checkpoint import BackgroundUploader, CheckpointStore
+from finetune_trainer.checkpoint import BackgroundUploader, CheckpointStore, NodeCheckpoints
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import RunResult, SelectionError, TrainerConfig, select
 from finetune_trainer.contract.selection import UnfreezeSchedule
 from finetune_trainer.contract.vocabulary import LoraBias
-from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples, check_first_rows, prepare
+from finetune_trainer.data import PreparedData, Purpose, check_first_rows, prepare, use_template
 from finetune_trainer.distributed import (
     check_strategy,
     device_of,
     first_then_rest,
+    node_of,
     once_per_node,
     process_group,
     strategy_arguments,
 )
+from finetune_trainer.distributed.gather import as_the_base, whole_model
 from finetune_trainer.errors import InternalError, Preempted, TrainerError, UsageError
-from finetune_trainer.evaluate import Judgement, answer, check_evaluation, score
+from finetune_trainer.evaluation import (
+    HeldOutScores,
+    Judgement,
+    answer,
+    check_evaluation,
+    check_prompts,
+    prompts_to_answer,
+    text_metrics,
+)
+from finetune_trainer.heads.module import head_layout
+from finetune_trainer.heads.task import check_head
 from finetune_trainer.layers import checkpoint_blocks, layout_of, trained_parameters
-from finetune_trainer.methods import TunedModel, apply_method, check_method
-from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
+from finetune_trainer.methods import Start, TunedModel, apply_method, check_adapters, check_method
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import autocast, empty_model, load_model, read_config, read_tokenizer
+from finetune_trainer.preferences.task import check_preferences
 from finetune_trainer.results.merge import check_merge
 from finetune_trainer.results.save import Base, Outcome, save_result
 from finetune_trainer.sanity import check_packing, group_of, learning_rate_warning
 from finetune_trainer.sources import fetch_dataset, fetch_model
+from finetune_trainer.stages import SharedBase, Stage, named, tune_adapters
 from finetune_trainer.storage import S3Uri
-from finetune_trainer.training import FinetuneTrainer, training_arguments
+from finetune_trainer.tasks import SupervisedTask, Task, task_of
+from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
+from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
+from finetune_trainer.training.steps import TrainingSteps
 
+UNKNOWN_CLASSES = ("0", "1")
+"""Stand for the classes that are found in the data."""
 LAST_UPLOAD_SECONDS = 60.0
 """How long a failing run waits for a checkpoint that is being uploaded."""
 
@@ -60,9 +79,26 @@ def run(config: TrainerConfig, context: RunContext) -> RunResult:
     Raises the errors of `finetune_trainer.errors`, Preempted among them: the checkpoint is then saved.
     """
     transformers_logging.disable_progress_bar()
-    check_job(config, context.world_size)
+    for stage in config.stages():
+        with named(stage):
+            check_job(stage, context.world_size)
     device = device_of(context)
     inputs = once_per_node(context, "inputs", lambda: fetch_inputs(config, context))
+    prepared = []
+    for stage in config.stages():
+        with named(stage):
+            prepared.append(Stage(stage, *prepare_stage(stage, context, inputs)))
+    with process_group(context, device):
+        if config.adapters:
+            return tune_adapters(config, context, prepared, partial(tune, device=device))
+        return tune(config, context, prepared[0].base, prepared[0].data, device)
+
+
+# ---- preflight ----
+
+
+def prepare_stage(config: TrainerConfig, context: RunContext, inputs: dict[str, Any]) -> tuple[Base, PreparedData]:
+    """What there is to know of the model and the data before any weight is read."""
     base = read_base(config, Path(inputs["model"]), inputs["revision"])
     _stop_here(context, "before the data was prepared")
 
@@ -74,15 +110,15 @@ def run(config: TrainerConfig, context: RunContext) -> RunResult:
             seed=config.training.seed,
             cache_dir=context.workspace.data / "prepared",
             rows_per_batch=config.training.micro_batch_size,
+            purpose=Purpose.of(config),
         )
 
-    data = first_then_rest(context, "data", prepare_data)
+    data = first_then_rest(context, "data" if config.adapter is None else f"data-{config.adapter}", prepare_data)
+    check_prompts(config, data)
+    if config.head is not None:
+        base = read_base(config, base.folder, base.revision, data.classes)
     _stop_here(context, "before the model was loaded")
-    with process_group(context, device):
-        return tune(config, context, base, data, device)
-
-
-# ---- preflight ----
+    return base, data
 
 
 def check_job(config: TrainerConfig, world_size: int) -> None:
@@ -90,6 +126,8 @@ def check_job(config: TrainerConfig, world_size: int) -> None:
     check_strategy(config, world_size)
     check_evaluation(config)
     check_merge(config)
+    check_preferences(config)
+    check_head(config)
     training = config.training
     rows = training.micro_batch_size * training.gradient_accumulation * world_size
     if rows != training.batch_size:
@@ -97,7 +135,7 @@ def check_job(config: TrainerConfig, world_size: int) -> None:
             f"spec.training.batchSize: {training.batch_size} is not microBatchSize {training.micro_batch_size} x"
             f" gradientAccumulation {training.gradient_accumulation} x {world_size} processes"
         )
-    warning = learning_rate_warning(config.method, training.optimizer, training.learning_rate)
+    warning = learning_rate_warning(config.method, training.optimizer, training.learning_rate, training.objective)
     if warning is not None:
         logger.warning(warning)
 
@@ -107,11 +145,13 @@ def fetch_inputs(config: TrainerConfig, context: RunContext) -> dict[str, Any]:
     if context.is_main:
         context.store.probe_write(S3Uri.parse(config.run_uri))
     files = fetch_model(config.model, context.store, context.workspace)
-    uris = [source.uri for source in config.dataset.sources]
-    if config.dataset.validation is not None and config.dataset.validation.uri is not None:
-        uris.append(config.dataset.validation.uri)
-    data = {uri: fetch_dataset(uri, context.store, context.workspace) for uri in dict.fromkeys(uris)}
-    check_first_rows(config.dataset, data.__getitem__)
+    data: dict[str, list[Path]] = {}
+    for stage in config.stages():
+        uris = [source.uri for source in stage.dataset.sources]
+        if stage.dataset.validation is not None and stage.dataset.validation.uri is not None:
+            uris.append(stage.dataset.validation.uri)
+        data |= {uri: fetch_dataset(uri, context.store, context.workspace) for uri in uris if uri not in data}
+        check_first_rows(stage.dataset, data.__getitem__, Purpose.of(stage))
     return {
         "model": str(files.path),
         "revision": files.revision,
@@ -119,86 +159,113 @@ def fetch_inputs(config: TrainerConfig, context: RunContext) -> dict[str, Any]:
     }
 
 
-def read_base(config: TrainerConfig, folder: Path, revision: str | None) -> Base:
-    """Resolve the job's words against the model, on the meta device. Raises UsageError where they do not fit it."""
+def read_base(
+    config: TrainerConfig, folder: Path, revision: str | None, classes: Sequence[str] = UNKNOWN_CLASSES
+) -> Base:
+    """Resolve the job's words against the model, on the meta device. Raises UsageError where they do not fit it.
+
+    `classes` are those of a head, once the data is known.
+    """
     trusted = config.model.trust_remote_code
     model_config = read_config(folder, trust_remote_code=trusted)
-    layout = layout_of(empty_model(model_config, trust_remote_code=trusted))
+    causal = layout_of(empty_model(model_config, trust_remote_code=trusted))
+    layout = causal if config.head is None else head_layout(model_config, causal, config.head, classes, trusted)
     check_method(config, layout, str(model_config.model_type))
     try:
         selection = select(
             layout, config.method, config.layers, config.lora.bias if config.lora is not None else LoraBias.NONE
         )
+        check_adapters(config, selection)
     except SelectionError as error:
         raise UsageError(str(error), reason="InvalidSelection") from error
     tokenizer = read_tokenizer(folder, trust_remote_code=trusted)
+    use_template(tokenizer, config.dataset.template)
     return Base(folder, revision, model_config, layout, selection, tokenizer)
 
 
 # ---- the model ----
 
 
-def tune(config: TrainerConfig, context: RunContext, base: Base, data: PreparedData, device: torch.device) -> RunResult:
-    """From the loaded weights to the verified artefact."""
+def tune(
+    config: TrainerConfig,
+    context: RunContext,
+    base: Base,
+    data: PreparedData,
+    device: torch.device,
+    shared: SharedBase | None = None,
+) -> RunResult:
+    """From the loaded weights to the verified artefact. `shared`: takes and keeps a base for several adapters."""
     set_seed(config.training.seed)
-    model = load_model(base.folder, config, base.layout, base.selection, device)
+    # What is going to be divided comes to the GPU in parts.
+    home = torch.device("cpu") if config.parallelism.divides_weights else device
+    shared = shared or SharedBase()
+    model = shared.take(config) or load_model(base.folder, config, base.layout, base.selection, home, data.classes)
     if config.dataset.packing:
-        with autocast(config, device):
-            check_packing(model, device)
-    held_out = _rows(data.validation[: config.evaluation.max_samples] if data.validation is not None else None, config)
-    collate = _collator(config, base.tokenizer)
+        with autocast(config, home):
+            check_packing(model, home)
+    task = task_of(config, base.layout, data, base.tokenizer, device, lambda: context.progress.report(0, 0, {}))
+    task.begin(model)
 
-    def judge(state: torch.nn.Module) -> Judgement:
-        scores = score(state, held_out, collate, config, device) if held_out is not None else None
-        prompts = data.generation_prompts[: config.evaluation.generations] if context.is_main else []
-        return Judgement(scores, tuple(answer(state, base.tokenizer, prompts, config, device)))
+    def judge(state: torch.nn.Module, score: Callable[[torch.nn.Module], HeldOutScores | None]) -> Judgement:
+        scores = score(state)
+        prompts = prompts_to_answer(data.generation_prompts, config)
+        answers = answer(state, base.tokenizer, prompts, config, device)
+        given = [prompt.reference for prompt in prompts]
+        text = text_metrics(config.evaluation.metrics, answers, given) if answers else {}
+        return Judgement(scores, tuple(answers), text)
 
-    before = judge(model) if config.evaluation.compare_with_base else None
+    judged: list[Judgement] = []
+
+    def judge_base(state: torch.nn.Module) -> None:
+        if config.evaluation.compare_with_base:
+            judged.append(judge(state, task.score_base))
+
+    if not config.parallelism.divides_weights:
+        judge_base(model)
     _stop_here(context, "before the first step")
     set_seed(config.training.seed)
-    tuned = apply_method(model, base.layout, base.selection, config)
+    checkpoints = CheckpointStore(context.store, config.run_uri, config, config.job.attempt)
+    folder = context.workspace.checkpoints / config.folder_name
+    resumed = _download_checkpoint(context, checkpoints, folder / "resumed")
+    start = Start(
+        base.folder,
+        task.batches if isinstance(task, SupervisedTask) else None,
+        tensor_shapes(resumed / TRAINED_FILE) if resumed is not None else None,
+    )
+    tuned = apply_method(model, base.layout, base.selection, config, start)
     if context.is_main:
         _log_trained(tuned, base)
     # Anything below the lowest trained block gets no gradient, and nothing there is computed twice.
     lowest = checkpoint_blocks(tuned.model, base.layout, enabled=config.training.gradient_checkpointing)
     logger.info("the backward pass ends at block %d of %d", lowest, base.layout.block_count)
 
-    output = context.workspace.output / f"{config.job.uid}-{config.job.attempt}"
+    output = context.workspace.output / config.folder_name
     if context.is_main:
         shutil.rmtree(output, ignore_errors=True)
     tensorboard = TensorBoardCallback(output / "tensorboard")
-    trainer = train(config, context, base, tuned, data, collate, tensorboard, device)
-    after = judge(tuned.model)
+
+    def divided(trainer: TrainingSteps) -> None:
+        if config.parallelism.divides_weights:
+            with as_the_base(tuned.model, config):
+                judge_base(trainer.forward_model)
+
+    trainer = train(config, context, base, tuned, task, tensorboard, device, divided, checkpoints, resumed)
+    after = judge(trainer.forward_model, task.score)
+    before = judged[0] if judged else None
     _report_evaluation(context, trainer, tensorboard, before, after)
+    trained = trainer.gather()
     result: list[RunResult | None] = [None]
     if context.is_main:
+        if trained is not None:
+            tuned = whole_model(base.folder, config, base.layout, base.selection, tuned, trained)
         outcome = Outcome(tuned, trainer.state, data, before, after)
         result = [save_result(config, context, base, outcome, output)]
     if context.world_size > 1:
         dist.broadcast_object_list(result, src=0)
     if result[0] is None:
         raise InternalError("rank 0 sent no result")
+    shared.keep(config, base.selection, tuned)
     return result[0]
-
-
-def _rows(samples: Samples | None, config: TrainerConfig) -> RowDataset | None:
-    if samples is None or not len(samples):
-        return None
-    return RowDataset.packed(samples, config.dataset.max_length) if config.dataset.packing else RowDataset(samples)
-
-
-def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Any]]:
-    assert isinstance(tokenizer.pad_token_id, int), "read_tokenizer has seen to it"
-    collator = Collator(tokenizer.pad_token_id, packed=config.dataset.packing)
-
-    def collate(rows: list[Any]) -> dict[str, Any]:
-        batch = collator(rows)
-        if config.method in PROMPT_METHODS:
-            # PEFT counts positions itself, after its own.
-            batch.pop("position_ids")
-        return batch
-
-    return collate
 
 
 def _log_trained(tuned: TunedModel, base: Base) -> None:
@@ -227,27 +294,21 @@ def train(
     context: RunContext,
     base: Base,
     tuned: TunedModel,
-    data: PreparedData,
-    collate: Callable[[list[Any]], dict[str, Any]],
+    task: Task,
     tensorboard: TensorBoardCallback,
     device: torch.device,
-) -> FinetuneTrainer:
-    """Train, from the newest checkpoint where there is one. Raises Preempted when asked to stop."""
-    rows = _rows(data.train, config)
-    if rows is None:
-        raise InternalError("the prepared data has no training row")
-    checkpoints = CheckpointStore(context.store, config.run_uri, config, config.job.attempt)
-    folder = context.workspace.checkpoints / f"{config.job.uid}-{config.job.attempt}"
-    resumed = _download_checkpoint(context, checkpoints, folder / "resumed")
+    divided: Callable[[TrainingSteps], None],
+    checkpoints: CheckpointStore,
+    resumed: Path | None,
+) -> TrainingSteps:
+    """Train, from the newest checkpoint where there is one. `divided` is called when a model whose tensors are sharded
+    stands on the GPUs, and nothing is trained yet. Raises Preempted when asked to stop."""
+    folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback()
-    with _uploads(context, checkpoints, config.checkpoints.keep) as uploader:
-        trainer = FinetuneTrainer(
+    with _uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
+        trainer = task.trainer(
             tuned,
-            base.layout,
-            config,
             training_arguments(config, folder, device, strategy_arguments(config, context.world_size)),
-            rows=rows,
-            collate=collate,
             callbacks=[
                 *([ProgressCallback(context.progress), tensorboard] if context.is_main else []),
                 CheckpointCallback(config.checkpoints, uploader, context.world_size),
@@ -256,6 +317,7 @@ def train(
             stop_requested=lambda: context.stop.requested,
         )
         stop.trainer = trainer
+        trainer.before_training = lambda: divided(trainer)
         if config.layers is not None and config.layers.unfreeze is not None:
             trainer.add_callback(_unfreezing(trainer, config, base, tuned, config.layers.unfreeze))
         if resumed is None:
@@ -272,7 +334,7 @@ def train(
 
 
 def _unfreezing(
-    trainer: FinetuneTrainer, config: TrainerConfig, base: Base, tuned: TunedModel, schedule: UnfreezeSchedule
+    trainer: TrainingSteps, config: TrainerConfig, base: Base, tuned: TunedModel, schedule: UnfreezeSchedule
 ) -> ProgressiveUnfreezing:
     def changed() -> None:
         trainer.trained_changed()
@@ -282,14 +344,18 @@ def _unfreezing(
 
 
 @contextmanager
-def _uploads(context: RunContext, checkpoints: CheckpointStore, keep: int) -> Iterator[BackgroundUploader | None]:
-    """Rank 0's uploader. It has uploaded everything when this ends, in all processes: one that ended earlier would
-    give rank 0 only the launcher's patience for what is left."""
-    if not context.is_main:
+def _uploads(
+    context: RunContext, checkpoints: CheckpointStore, keep: int, attempt: int
+) -> Iterator[BackgroundUploader | None]:
+    """The uploader of a node's first process. All have uploaded everything when this ends, in all processes: one that
+    ended earlier would give the others only the launcher's patience for what is left."""
+    node, nodes = node_of(context)
+    if context.local_rank != 0:
         yield None
         dist.barrier()
         return
-    uploader = BackgroundUploader(checkpoints, keep)
+    ours = NodeCheckpoints(checkpoints, context.store, attempt, node, nodes) if nodes > 1 else checkpoints
+    uploader = BackgroundUploader(ours, keep)
     try:
         yield uploader
     except BaseException:
@@ -327,7 +393,7 @@ def _download_checkpoint(context: RunContext, checkpoints: CheckpointStore, fold
 
 def _report_evaluation(
     context: RunContext,
-    trainer: FinetuneTrainer,
+    trainer: TrainingSteps,
     tensorboard: TensorBoardCallback,
     before: Judgement | None,
     after: Judgement,
@@ -335,17 +401,11 @@ def _report_evaluation(
     step, total = trainer.state.global_step, trainer.state.max_steps
     found: dict[str, float] = {}
     for name, judgement in (("base", before), ("tuned", after)):
-        if judgement is None or judgement.scores is None:
-            continue
-        scores = judgement.scores
-        found |= {f"{name}/{metric}": value for metric, value in scores.metrics().items()}
-        logger.info(
-            "held-out data, %s model: perplexity %.4g, token accuracy %.1f %%, %d tokens",
-            name,
-            scores.perplexity,
-            100 * scores.accuracy,
-            scores.tokens,
-        )
+        metrics = judgement.metrics() if judgement is not None else {}
+        found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        if metrics:
+            described = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
+            logger.info("held-out data, %s model: %s", name, described)
     tensorboard.finish(found, step)
     if after.scores is not None:
         context.progress.report(step, total, {"eval_loss": after.scores.loss}, 0)

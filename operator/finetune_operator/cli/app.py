@@ -49,6 +49,21 @@ class AnyFormat(StrEnum):
     JSON = "json"
 
 
+class MergeInto(StrEnum):
+    """Bases to merge into."""
+
+    BASE16 = "base16"
+    DEQUANTIZED = "dequantized"
+
+
+class MergeFormat(StrEnum):
+    """Forms of a stand-alone model."""
+
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+    GGUF = "gguf"
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works anywhere.")] = False,
@@ -162,6 +177,38 @@ def status(
     from finetune_operator.cli.status import status_command
 
     raise typer.Exit(status_command(run, output.value, namespace))
+
+
+@app.command()
+def merge(
+    result: Annotated[
+        str,
+        typer.Argument(
+            metavar="RESULT", help="A run's folder or its name, or s3://bucket/prefix of a run or of a job's output."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="A folder that does not exist yet.")],
+    into: Annotated[
+        MergeInto,
+        typer.Option("--into", help="The base as it was published, or what the quantized base of QLoRA expands to."),
+    ] = MergeInto.BASE16,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="URI|DIR", help="The base model. Default: the one that the run names."),
+    ] = None,
+    format: Annotated[
+        MergeFormat, typer.Option("--format", help="safetensors, onnx, or gguf (by llama.cpp's converter).")
+    ] = MergeFormat.SAFETENSORS,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Of the S3 store, where it is not AWS.")
+    ] = None,
+    model_mirror: ModelMirror = None,
+) -> None:
+    """Make a stand-alone model of a finished run: its adapter or delta merged into the base."""
+    from finetune_operator.cli.merge import MergeArguments, merge_command
+
+    arguments = MergeArguments(result, output, into.value, model, format.value, endpoint, model_mirror)
+    raise typer.Exit(merge_command(arguments))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from finetune_operator.cli.progress_text import reason, size
 from finetune_operator.errors import FinetuneError
 from finetune_operator.local.options import End, Outcome
 from finetune_trainer.contract import EvaluationResult, ResultManifest
+from finetune_trainer.contract.manifest import AdapterRecord
 
 EVALUATION_FILE = "evaluation.json"
 _ANSWERS_SHOWN = 2
@@ -62,6 +63,9 @@ def _show_result(console: Console, manifest: ResultManifest, folder: Path) -> No
             f"\nheld-out data: {found.samples} samples, {found.tokens:,} tokens", style="bold", highlight=False
         )
         console.print(evaluation_table(found))
+    if manifest.adapters:
+        console.print("\nadapters", style="bold")
+        console.print(adapters_table(manifest.adapters))
     answers = read_answers(folder)[:_ANSWERS_SHOWN]
     if answers:
         console.print("\nheld-out questions", style="bold")
@@ -112,6 +116,19 @@ def evaluation_table(evaluation: EvaluationResult) -> Table:
     for name, after in evaluation.tuned.items():
         before = (evaluation.base or {}).get(name)
         table.add_row(name, "-" if before is None else f"{before:.4f}", f"{after:.4f}")
+    return table
+
+
+def adapters_table(adapters: Sequence[AdapterRecord]) -> Table:
+    """Each of several adapters with its metrics after tuning."""
+    table = Table()
+    for name in ("adapter", "steps", "trained parameters"):
+        table.add_column(name, justify="left" if name == "adapter" else "right")
+    table.add_column("held-out data")
+    for one in adapters:
+        metrics = one.evaluation.tuned if one.evaluation is not None else {}
+        found = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        table.add_row(one.name, str(one.steps), f"{one.trainable_parameters:,}", found)
     return table
 
 

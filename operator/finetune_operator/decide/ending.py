@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from finetune_operator import failures
-from finetune_operator.api.v1alpha1 import EvaluationStatus, ResultStatus
+from finetune_operator.api.v1alpha1 import AdapterStatus, EvaluationStatus, ResultStatus
 from finetune_operator.constants import Phase, Reason
 from finetune_operator.decide.decision import Decision, Need
 from finetune_operator.decide.following import follow, stall_in
@@ -49,6 +49,11 @@ def _result(result: RunResult) -> ResultStatus:
         trainable_parameters=result.trainable_parameters,
         evaluation=EvaluationStatus(base=evaluation.base, tuned=evaluation.tuned) if evaluation else None,
         merged_uri=result.merged_uri,
+        adapters=tuple(
+            AdapterStatus(name=one.name, trainable_parameters=one.trainable_parameters, metrics=one.metrics)
+            for one in result.adapters
+        )
+        or None,
     )
 
 

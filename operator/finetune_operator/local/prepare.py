@@ -20,12 +20,11 @@ def with_absolute_files(job: FineTuneJob, folder: Path) -> FineTuneJob:
     """The job with every relative `file:` URI resolved against `folder`, the manifest's."""
     wire = job.to_manifest()
     spec = wire["spec"]
-    for holder in (
-        spec["model"],
-        spec["dataset"],
-        spec["dataset"].get("validation"),
-        *spec["dataset"].get("sources", []),
-    ):
+    sets = [spec["dataset"], *(one["dataset"] for one in spec.get("adapters") or () if one.get("dataset"))]
+    holders = [spec["model"], *sets]
+    for data in sets:
+        holders += [data.get("validation"), *(data.get("sources") or ())]
+    for holder in holders:
         if holder and str(holder.get("uri", "")).startswith(_FILE):
             holder["uri"] = _absolute(holder["uri"], folder)
     return FineTuneJob.model_validate(wire)

@@ -85,25 +85,24 @@ class SeaweedServer:
             "AWS_DEFAULT_REGION": REGION,
         }
 
-    def start(self, *, timeout: float = 30) -> None:
+    def start(self, *, timeout: float = 20) -> None:
         """Start it and wait until it takes objects. It ends with the thread that called this, at the latest.
 
-        Raises SeaweedError, with the end of the log, where it does not get there within `timeout` seconds.
+        Raises SeaweedError, with the end of the log, where it does not get there within `timeout` seconds. It is then
+        started anew at most twice: its master has been seen to hang at the start after a kill, and a port may have been
+        taken since it was found free.
         """
         if self._process is not None:
             return
-        deadline = time.monotonic() + timeout
         self._prepare()
         for attempt in range(1, _START_TRIES + 1):
             self._ports = _free_ports()
             self._process = self._spawn()
             try:
-                self._wait_until_ready(deadline)
+                self._wait_until_ready(time.monotonic() + timeout)
             except SeaweedError:
-                # Another process may have taken a port since it was found free: that shows as an early exit.
-                exited = self._process.poll() is not None
                 self.stop()
-                if attempt == _START_TRIES or not exited:
+                if attempt == _START_TRIES:
                     raise
             except BaseException:
                 self.stop()

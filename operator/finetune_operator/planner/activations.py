@@ -11,6 +11,7 @@ The tests hold these counts against what autograd saves of a real model.
 from __future__ import annotations
 
 from finetune_operator.planner.workload import Batch, Workload
+from finetune_trainer.contract.vocabulary import Method
 
 LOGITS_PER_CHUNK = 2**25
 """Elements of logits that the trainer's loss holds at a time (`finetune_trainer.loss`)."""
@@ -77,6 +78,9 @@ def logit_bytes(work: Workload, batch: Batch) -> int:
     head the sum of its gradient, a chunk's and the scaled one. Counts every position as trained: the most there can be.
     """
     shape = work.known.shape
+    if work.method is Method.HEAD:
+        # A few numbers for each token.
+        return batch.tokens * shape.hidden * (4 + 2 * work.narrow)
     rows = min(batch.tokens, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
     hidden = batch.tokens * shape.hidden * (4 + 2 * work.narrow)
     return rows * shape.vocabulary * _BYTES_PER_LOGIT + hidden + 8 * work.trained_head

@@ -57,10 +57,10 @@ def _smallest(spec: FineTuneJobSpec, work: Workload, strategies: frozenset[Strat
 def _remedies(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> Iterator[str]:
     def fits(changed: FineTuneJobSpec) -> Candidate | None:
         try:
-            selection = select_for(changed, work.known.layout)
+            changed_work = Workload.of(changed, work.known, select_for(changed, work.known.layout))
         except SelectionError:
             return None
-        return choose(changed, Workload.of(changed, work.known, selection), gpu_memory, None, strategies)
+        return choose(changed, changed_work, gpu_memory, None, strategies)
 
     for text, changed in _changes(spec):
         found = fits(changed)

@@ -9,6 +9,8 @@ arXiv:1910.02054, section 5), offloading Ren et al. 2021 (ZeRO-Offload, arXiv:21
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_operator.api.v1alpha1 import MemoryPerGpu
 from finetune_operator.planner.activations import activation_bytes, logit_bytes
 from finetune_operator.planner.workload import CAST, Batch, Layout, Workload
@@ -30,6 +32,18 @@ _DOUBLE_QUANT_BLOCK = 256
 """Constants that share a constant of the second level (QLoRA, section 3: 0.127 bits per weight in all)."""
 _OPTIMIZER_BLOCK = 256
 """Elements of 8-bit optimizer state that share a constant (Dettmers et al. 2022, arXiv:2110.02861; bitsandbytes)."""
+_MOMENTS = {
+    Optimizer.ADAMW: 2,
+    Optimizer.ADAMW_TORCH: 2,
+    Optimizer.ADAMW_8BIT: 2,
+    Optimizer.ADEMAMIX: 3,
+    Optimizer.ADEMAMIX_8BIT: 3,
+    Optimizer.LION_32BIT: 1,
+    Optimizer.LION_8BIT: 1,
+    Optimizer.RMSPROP: 1,
+    Optimizer.ADAGRAD: 1,
+}
+"""Numbers that an optimizer keeps on the GPU for each trained element."""
 _ZERO_BUCKET = 500_000_000
 """Elements: DeepSpeed's default `reduce_bucket_size` and `allgather_bucket_size`."""
 _ZERO_BUCKET_FACTOR = 4.5
@@ -40,6 +54,7 @@ _ZERO_LIVE = 1_000_000_000
 
 def estimate(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
     """Peak bytes of one process on one GPU."""
+    batch = replace(batch, rows=batch.rows * work.rows_per_item)
     parts = {
         "weights": weight_bytes(work, layout),
         "gradients": gradient_bytes(work, layout),
@@ -118,19 +133,23 @@ def optimizer_bytes(work: Workload, layout: Layout) -> int:
 
 
 def _state_bytes(work: Workload) -> int:
-    if work.optimizer is Optimizer.ADAMW:
-        return 8 * work.trained
-    if work.optimizer is Optimizer.ADAMW_8BIT:
-        return 2 * work.trained + 2 * 4 * work.trained // _OPTIMIZER_BLOCK
     if work.optimizer is Optimizer.ADAFACTOR:
         # A row and a column of each matrix (Shazeer and Stern 2018, arXiv:1804.04235, section 3), adapters likewise.
         base = sum(4 * (sum(p.shape) if len(p.shape) > 1 else p.size) for p in work.trained_base)
         layout = work.known.layout
-        return base + sum(
-            4 * (2 * work.rank + sum(layout.by_path[f"{m}.weight"].shape)) for m in work.selection.adapted
-        )
+        for name, adapter in work.adapters.items():
+            experts, *sides = layout.by_path[name].shape if name in layout.by_path else (1, *_sides(work, name))
+            base += 4 * (2 * adapter.rank * experts + sum(sides))
+        return base
     # Paged state is moved to the host when the GPU runs out (QLoRA, section 3); plain SGD has none.
-    return 0
+    moments = _MOMENTS.get(work.optimizer, 0)
+    if work.optimizer.value.endswith("8bit"):
+        return moments * work.trained + moments * 4 * work.trained // _OPTIMIZER_BLOCK
+    return 4 * moments * work.trained
+
+
+def _sides(work: Workload, module: str) -> tuple[int, ...]:
+    return work.known.layout.by_path[f"{module}.weight"].shape
 
 
 def _workspaces(work: Workload) -> int:
@@ -141,6 +160,10 @@ def _workspaces(work: Workload) -> int:
         size += 2 * work.largest_matrix
     if work.variant is LoraVariant.DORA and work.selection.adapted:
         size += 8 * work.largest_matrix
+    if work.selection.adapted_experts:
+        # The experts of a block with their adapters added, while the block computes.
+        layout = work.known.layout
+        size += work.narrow * max(layout.by_path[path].size for path in work.selection.adapted_experts)
     return size
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator.api.base import quantity_to_bytes
-from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu, PlanStatus
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Head, MemoryPerGpu, PlanStatus
+from finetune_operator.planner.adapters import plan_adapters
 from finetune_operator.planner.advice import does_not_fit
 from finetune_operator.planner.memory import host_estimate
 from finetune_operator.planner.search import (
@@ -19,12 +20,16 @@ from finetune_operator.planner.search import (
     select_for,
 )
 from finetune_operator.planner.shapes import KnownModel, read_model
-from finetune_operator.planner.support import BESIDE_THE_MODEL, STRATEGIES, check_supported
+from finetune_operator.planner.support import BESIDE_THE_MODEL, STRATEGIES, check_supported, strategies_of
 from finetune_operator.planner.workload import Batch, Layout, Workload, readable
 from finetune_operator.shape import unplanned
 from finetune_trainer.contract import Selection
-from finetune_trainer.contract.vocabulary import Strategy
+from finetune_trainer.contract.config import HeadConfig
+from finetune_trainer.contract.heads import outputs_of, with_head
+from finetune_trainer.contract.vocabulary import Method, Strategy
 
+UNKNOWN_CLASSES = ("0", "1")
+"""Stand for the classes that are found in the data: a few more or less do not count."""
 CPU_MICRO_BATCH = 8
 """Rows of a forward pass without a GPU, at most, where the spec leaves them open."""
 
@@ -68,7 +73,17 @@ def plan(
 
     Raises NotSupported, SelectionError (the job's words do not fit the model) and DoesNotFit.
     """
+    if spec.adapters:
+        whole = strategies & {Strategy.SINGLE, Strategy.DDP}
+        return plan_adapters(
+            spec,
+            lambda stage: plan(
+                stage, known, gpu_memory=gpu_memory, micro_batch_size=micro_batch_size, strategies=whole
+            ),
+        )
     check_supported(spec, strategies)
+    strategies = strategies_of(spec, strategies)
+    known = _as_trained(spec, known)
     work = Workload.of(spec, known, select_for(spec, known.layout))
     if spec.resources.gpus == 0:
         return _cpu_plan(spec, work, micro_batch_size)
@@ -78,11 +93,22 @@ def plan(
     return PlanResult(_status(spec, chosen, work), _notes(work, chosen), work.selection)
 
 
+def _as_trained(spec: FineTuneJobSpec, known: KnownModel) -> KnownModel:
+    """The model with the head that it gets, where it gets one."""
+    if spec.method is not Method.HEAD:
+        return known
+    head = HeadConfig.model_validate({**(spec.head or Head()).model_dump(exclude_none=True)})
+    outputs = outputs_of(head, head.labels or UNKNOWN_CLASSES)
+    return known._replace(layout=with_head(known.layout, head, outputs))
+
+
 def _status(spec: FineTuneJobSpec, chosen: Candidate, work: Workload) -> PlanStatus:
     on_gpu = spec.resources.gpus > 0
     decided = {
         "strategy": chosen.layout.strategy.value,
         "zero_stage": chosen.layout.zero_stage,
+        "offload_optimizer": chosen.layout.offload_optimizer,
+        "offload_parameters": chosen.layout.offload_parameters,
         "micro_batch_size": chosen.batch.rows,
         "gradient_accumulation": spec.training.batch_size // processes_of(spec) // chosen.batch.rows,
         "gradient_checkpointing": chosen.batch.checkpointing,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
-from finetune_operator.planner.support import STRATEGIES, WITHOUT_CHECKPOINTING
+from finetune_operator.planner.support import STRATEGIES, WITHOUT_CHECKPOINTING, strategy_use
 from finetune_operator.planner.workload import Batch, Layout, Workload
 from finetune_trainer.contract import LayerSelection, ModelLayout, Selection, select
-from finetune_trainer.contract.vocabulary import LoraBias, Method, OffloadTarget, Strategy
+from finetune_trainer.contract.strategies import strategy_problems
+from finetune_trainer.contract.vocabulary import LoraBias, OffloadTarget, Strategy
 
 BUSY_TOKENS = 4096
 """Tokens of a forward pass above which a larger micro-batch makes a GPU hardly faster."""
@@ -86,10 +87,21 @@ def layouts(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[
         yield Layout(Strategy.SINGLE)
     else:
         yield Layout(Strategy.DDP, processes)
-        if wanted == "auto" and Strategy.DEEPSPEED in strategies and spec.method is not Method.QLORA:
-            yield Layout(Strategy.DEEPSPEED, processes, 2)
-            yield Layout(Strategy.DEEPSPEED, processes, 3)
-            yield Layout(Strategy.DEEPSPEED, processes, 3, True, True)
+        if wanted == "auto":
+            yield from (layout for layout in _sharded(processes) if _possible(spec, layout, strategies))
+
+
+def _sharded(processes: int) -> Iterator[Layout]:
+    yield Layout(Strategy.DEEPSPEED, processes, 2)
+    yield Layout(Strategy.DEEPSPEED, processes, 3)
+    # For the optimizers and models that ZeRO-3 cannot divide.
+    yield Layout(Strategy.FSDP, processes)
+    yield Layout(Strategy.DEEPSPEED, processes, 3, True, True)
+
+
+def _possible(spec: FineTuneJobSpec, layout: Layout, strategies: frozenset[Strategy]) -> bool:
+    use = strategy_use(spec, layout.strategy, layout.zero_stage, layout.offload_optimizer)
+    return layout.strategy in strategies and not any(strategy_problems(use))
 
 
 def checkpointing_choices(spec: FineTuneJobSpec) -> tuple[bool, ...]:

@@ -6,32 +6,40 @@ from collections.abc import Iterator
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import NotSupported
-from finetune_trainer.contract.vocabulary import DatasetFormat, LoraVariant, Method, Metric, Precision, Strategy
+from finetune_trainer.contract.strategies import StrategyUse, strategy_problems
+from finetune_trainer.contract.vocabulary import (
+    LoraVariant,
+    Method,
+    Objective,
+    OffloadTarget,
+    Precision,
+    QuantizationType,
+    Strategy,
+)
 
-STRATEGIES = frozenset({Strategy.SINGLE, Strategy.DDP})
-"""Strategies whose runs the trainer can finish: it cannot yet gather sharded tensors for checkpoints and results."""
-METRICS = frozenset({Metric.PERPLEXITY, Metric.ACCURACY})
+STRATEGIES = frozenset({Strategy.SINGLE, Strategy.DDP, Strategy.DEEPSPEED, Strategy.FSDP})
+"""Strategies whose runs the trainer can finish; `contract.strategies` knows which jobs."""
 WITHOUT_PACKING = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
 """Methods that put trained positions before every sample, while a packed row holds several."""
 WITHOUT_CHECKPOINTING = frozenset({Method.PREFIX, Method.ADAPTER})
 """Methods whose trained states live in the attention cache, which recomputing discards."""
+WHOLE = frozenset({Strategy.SINGLE, Strategy.DDP})
+"""Strategies in which every process holds all tensors."""
 BESIDE_THE_MODEL = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER, Method.IA3})
 """Methods that train something small of their own, which the trainer counts."""
 
 
+def strategies_of(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> frozenset[Strategy]:
+    """Those of the strategies that may be chosen for a job: what it is compared with, or a head, is held whole."""
+    plain = spec.training.objective is Objective.SFT and spec.method is not Method.HEAD
+    return strategies if plain else strategies & WHOLE
+
+
 def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STRATEGIES) -> None:
     """Raises NotSupported that names every field which this version cannot carry out, and what to use instead."""
-    problems = [*_data(spec), *_method(spec), *_parallelism(spec, strategies), *_without_gpu(spec)]
+    problems = [*_method(spec), *_parallelism(spec, strategies), *_without_gpu(spec)]
     if problems:
         raise NotSupported("\n".join(problems))
-
-
-def _data(spec: FineTuneJobSpec) -> Iterator[str]:
-    if spec.dataset.format is DatasetFormat.PREFERENCE:
-        yield "spec.dataset.format: preference data cannot be trained on yet; use messages, sharegpt, alpaca or text"
-    missing = [metric for metric in spec.evaluation.metrics if metric not in METRICS]
-    if missing:
-        yield f"spec.evaluation.metrics: {', '.join(missing)} cannot be computed yet; use perplexity and accuracy"
 
 
 def _method(spec: FineTuneJobSpec) -> Iterator[str]:
@@ -53,15 +61,34 @@ def _method(spec: FineTuneJobSpec) -> Iterator[str]:
         )
 
 
+def strategy_use(spec: FineTuneJobSpec, strategy: Strategy, stage: int | None, offloads_optimizer: bool) -> StrategyUse:
+    """What a job would ask of a strategy."""
+    quantization = spec.quantization.type if spec.quantization else QuantizationType.NF4
+    return StrategyUse(
+        strategy=strategy,
+        zero_stage=stage,
+        method=spec.method,
+        optimizer=spec.training.optimizer,
+        quantization=quantization if spec.method is Method.QLORA else None,
+        objective=spec.training.objective,
+        offloads_optimizer=offloads_optimizer,
+        unfreezes=spec.layers is not None and spec.layers.unfreeze is not None,
+    )
+
+
 def _parallelism(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[str]:
     wanted = spec.parallelism.strategy
-    if wanted in ("deepspeed", "fsdp") and Strategy(wanted) not in strategies:
-        yield (
-            f"spec.parallelism.strategy: {wanted} cannot be run yet: what it shards cannot be gathered for checkpoints "
-            "and results; use auto, with method qlora or gradientCheckpointing where memory is short"
-        )
-    elif wanted in ("deepspeed", "fsdp") and spec.method is Method.QLORA:
-        yield f"spec.parallelism.strategy: {wanted} cannot shard a quantized base yet; use auto or ddp with qlora"
+    if wanted not in ("deepspeed", "fsdp"):
+        return
+    strategy = Strategy(wanted)
+    if strategy not in strategies:
+        yield f"spec.parallelism.strategy: {wanted} cannot be run by this trainer; use auto"
+        return
+    if spec.resources.gpus == 1:
+        yield f"spec.parallelism.strategy: {wanted} divides a model among GPUs, and there is one; use auto"
+    offloads = spec.parallelism.offload.optimizer is not OffloadTarget.NONE
+    stage = spec.parallelism.zero_stage or 3 if strategy is Strategy.DEEPSPEED else None
+    yield from strategy_problems(strategy_use(spec, strategy, stage, offloads))
 
 
 def _without_gpu(spec: FineTuneJobSpec) -> Iterator[str]:

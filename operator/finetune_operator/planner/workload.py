@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Lora
 from finetune_operator.planner.shapes import KnownModel
-from finetune_trainer.contract import ParameterInfo, ParameterKind, Selection, count_trainable
-from finetune_trainer.contract.vocabulary import LoraVariant, Method, Optimizer, Precision, QuantizationType, Strategy
+from finetune_trainer.contract import (
+    AdapterShape,
+    ParameterInfo,
+    ParameterKind,
+    Selection,
+    adapter_shapes,
+    check_experts,
+    count_trainable,
+)
+from finetune_trainer.contract.vocabulary import (
+    LoraVariant,
+    Method,
+    Objective,
+    Optimizer,
+    Precision,
+    QuantizationType,
+    Strategy,
+)
 
+PAIRED = frozenset({Objective.DPO, Objective.ORPO, Objective.SIMPO})
+"""Objectives whose gradient passes through two answers at a time. That of `kto` passes through one."""
 CAST = frozenset({ParameterKind.LINEAR, ParameterKind.CONV1D})
 """Weights that autocast casts. It does not know the grouped product of fused experts: trained ones compute in fp32."""
 MATRICES = CAST | {ParameterKind.EXPERTS}
@@ -66,7 +85,10 @@ class Workload:
     precision: Precision
     optimizer: Optimizer
     packing: bool
-    rank: int = 0
+    rows_per_item: int = 1
+    """Rows that one item of a batch is: two of a pair of answers."""
+    adapters: Mapping[str, AdapterShape] = field(default_factory=dict)
+    """The low-rank adapters by what they adapt. Those of EVA are counted with the ranks before it moves them."""
     variant: LoraVariant = LoraVariant.STANDARD
     dropout: bool = False
     quantization: QuantizationType | None = None
@@ -74,8 +96,20 @@ class Workload:
 
     @classmethod
     def of(cls, spec: FineTuneJobSpec, known: KnownModel, selection: Selection) -> Workload:
-        """What a spec asks of a model; defaults of lora and quantization are the API's."""
+        """What a spec asks of a model; defaults of lora and quantization are the API's.
+
+        Raises SelectionError for a pattern of ranks that matches nothing, and for adapters that experts cannot have.
+        """
         lora, quantization = spec.lora, spec.quantization
+        options = lora or Lora()
+        check_experts(selection, options.variant, options.dropout)
+        adapters = adapter_shapes(
+            selection,
+            rank=options.rank,
+            alpha=options.alpha or 2 * options.rank,
+            rank_pattern=options.rank_pattern,
+            alpha_pattern=options.alpha_pattern,
+        )
         quantized: QuantizationType | None = None
         if spec.method is Method.QLORA:
             quantized = quantization.type if quantization else QuantizationType.NF4
@@ -86,7 +120,8 @@ class Workload:
             precision=spec.training.precision,
             optimizer=spec.training.optimizer,
             packing=spec.dataset.packing,
-            rank=(lora.rank if lora else 16) if spec.method.uses_lora else 0,
+            rows_per_item=2 if spec.training.objective in PAIRED else 1,
+            adapters=adapters,
             variant=lora.variant if lora else LoraVariant.STANDARD,
             dropout=bool(lora and lora.dropout),
             quantization=quantized,
@@ -101,7 +136,7 @@ class Workload:
     @cached_property
     def trained(self) -> int:
         """Elements that an optimizer updates. Prompts, prefixes and scales are too few to matter and count as none."""
-        return count_trainable(self.known.layout, self.selection, rank=self.rank, variant=self.variant)
+        return count_trainable(self.known.layout, self.selection, variant=self.variant, shapes=self.adapters)
 
     @cached_property
     def trained_base(self) -> tuple[ParameterInfo, ...]:
@@ -138,7 +173,7 @@ class Workload:
             return min(self.selection.blocks, default=0)
         after = {layout.final_norm, None if layout.tied else layout.output_embeddings}
         lowest = layout.block_count
-        for module in [*(p.module for p in self.trained_base), *self.selection.adapted]:
+        for module in [*(p.module for p in self.trained_base), *self.adapters]:
             block = layout.block_of(f"{module}.")
             if block is None and module not in after:
                 return 0
@@ -191,13 +226,17 @@ class Workload:
                 kept[block] = kept.get(block, 0) + self._normalised(parameter) * (
                     4 if self.wide_residual else self.narrow
                 )
-        for module in self.selection.adapted:
-            block = layout.block_of(f"{module}.")
+        for name, adapter in self.adapters.items():
+            block = layout.block_of(f"{name}.")
             if block is None:
                 continue
-            weight = layout.by_path[f"{module}.weight"]
+            if name in layout.by_path:
+                # PEFT adds the product of an expert's pair to its weight: the gradient of the sum needs the input.
+                kept[block] = kept.get(block, 0) + self.narrow * routed * _inputs(layout.by_path[name])
+                continue
+            weight = layout.by_path[f"{name}.weight"]
             inputs, outputs = _inputs(weight), weight.size // _inputs(weight)
-            size = self.narrow * (inputs + self.rank) + (inputs if self.dropout else 0)
+            size = self.narrow * (inputs + adapter.rank) + (inputs if self.dropout else 0)
             if self.variant is LoraVariant.DORA:
                 size += 3 * self.narrow * outputs  # the base's, the adapter's, and both before the magnitude
             kept[block] = kept.get(block, 0) + size

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.v1alpha1 import Dataset, FineTuneJobSpec, Lora, Quantization
+from dataclasses import replace
+
+from finetune_operator.api.v1alpha1 import Dataset, FineTuneJobSpec, Lora, Prompt, Quantization, Training
 from finetune_operator.render.attempt import Attempt
+from finetune_operator.render.objectives import head_of, learning_rate_of, preference_of
 from finetune_trainer.contract import LayerSelection, TrainerConfig
 from finetune_trainer.contract import config as t
-from finetune_trainer.contract.vocabulary import Method, Strategy
+from finetune_trainer.contract.vocabulary import Method, OffloadTarget, Scheduler, Strategy
 
-ADAPTER_LEARNING_RATE = 2e-4
-"""Hu et al. 2021 (arXiv:2106.09685, appendix D) and Dettmers et al. 2023 (arXiv:2305.14314, appendix B)."""
-FULL_LEARNING_RATE = 1e-5
+VIRTUAL_TOKENS = {Method.PREFIX: 20, Method.PROMPT: 20, Method.ADAPTER: 10}
+"""For prefix and prompt PEFT's examples, for adapter Zhang et al. 2023 (arXiv:2303.16199, section 4.1)."""
+MIN_LEARNING_RATE_RATIO = 0.1
+"""Where `cosine_with_min_lr` ends, as a share of the peak."""
 
 
 def trainer_config(attempt: Attempt) -> TrainerConfig:
@@ -28,7 +32,9 @@ def trainer_config(attempt: Attempt) -> TrainerConfig:
         method=spec.method,
         layers=_layers(spec),
         lora=_lora(spec),
+        prompt=_prompt(spec),
         quantization=_quantization(spec),
+        head=head_of(spec),
         training=_training(attempt),
         parallelism=_parallelism(attempt),
         s3=t.S3Config(
@@ -37,15 +43,28 @@ def trainer_config(attempt: Attempt) -> TrainerConfig:
         output=t.OutputConfig(uri=spec.output.uri, merge=spec.output.merge),
         evaluation=t.EvaluationConfig.model_validate(spec.evaluation.model_dump()),
         checkpoints=t.CheckpointConfig.model_validate(spec.checkpoints.model_dump()),
+        adapters=tuple(_adapter(name, replace(attempt, spec=stage)) for name, stage in spec.stages()),
+    )
+
+
+def _adapter(name: str, attempt: Attempt) -> t.AdapterConfig:
+    spec = attempt.spec
+    lora = _lora(spec)
+    assert lora is not None, "the rules have seen to the method"
+    return t.AdapterConfig(
+        name=name, dataset=_dataset(spec.dataset), layers=_layers(spec), lora=lora, training=_training(attempt)
     )
 
 
 def _dataset(data: Dataset) -> t.DatasetConfig:
-    values = data.model_dump(exclude={"uri", "sources"})
+    values = data.model_dump(exclude={"uri", "sources", "max_samples"})
     if data.sources is not None:
-        sources = tuple(t.DataSource(uri=one.uri, weight=one.weight) for one in data.sources)
+        sources = tuple(
+            t.DataSource(uri=one.uri, weight=one.weight, max_samples=one.max_samples or data.max_samples)
+            for one in data.sources
+        )
     else:
-        sources = (t.DataSource(uri=data.uri or ""),)
+        sources = (t.DataSource(uri=data.uri or "", max_samples=data.max_samples),)
     return t.DatasetConfig.model_validate({**values, "sources": sources})
 
 
@@ -60,6 +79,15 @@ def _lora(spec: FineTuneJobSpec) -> t.LoraConfig | None:
     return t.LoraConfig.model_validate({**lora.model_dump(), "alpha": lora.alpha or 2 * lora.rank})
 
 
+def _prompt(spec: FineTuneJobSpec) -> t.PromptConfig | None:
+    if spec.method not in VIRTUAL_TOKENS:
+        return None
+    values = (spec.prompt or Prompt()).model_dump()
+    return t.PromptConfig.model_validate(
+        {**values, "virtual_tokens": values["virtual_tokens"] or VIRTUAL_TOKENS[spec.method]}
+    )
+
+
 def _quantization(spec: FineTuneJobSpec) -> t.QuantizationConfig | None:
     if spec.method is not Method.QLORA:
         return None
@@ -68,11 +96,12 @@ def _quantization(spec: FineTuneJobSpec) -> t.QuantizationConfig | None:
 
 def _training(attempt: Attempt) -> t.TrainingConfig:
     training, plan = attempt.spec.training, attempt.plan
-    rate = FULL_LEARNING_RATE if attempt.spec.method.trains_base_weights else ADAPTER_LEARNING_RATE
     return t.TrainingConfig.model_validate(
         {
             **training.model_dump(),
-            "learning_rate": rate if training.learning_rate is None else training.learning_rate,
+            "scheduler_options": _scheduler_options(training),
+            "preference": preference_of(attempt.spec),
+            "learning_rate": learning_rate_of(attempt.spec),
             "micro_batch_size": plan.micro_batch_size,
             "gradient_accumulation": plan.gradient_accumulation,
             "gradient_checkpointing": plan.gradient_checkpointing,
@@ -80,11 +109,21 @@ def _training(attempt: Attempt) -> t.TrainingConfig:
     )
 
 
+def _scheduler_options(training: Training) -> t.SchedulerOptions:
+    given = training.scheduler_options.model_dump(exclude_none=True)
+    if training.scheduler is Scheduler.COSINE_WITH_MIN_LR:
+        given = {"min_learning_rate_ratio": MIN_LEARNING_RATE_RATIO, **given}
+    return t.SchedulerOptions.model_validate(given)
+
+
 def _parallelism(attempt: Attempt) -> t.ParallelismConfig:
     wanted, plan = attempt.spec.parallelism, attempt.plan
     return t.ParallelismConfig(
         strategy=Strategy(plan.strategy),
         zero_stage=plan.zero_stage,
-        offload=t.OffloadConfig(optimizer=wanted.offload.optimizer, parameters=wanted.offload.parameters),
+        offload=t.OffloadConfig(
+            optimizer=OffloadTarget.CPU if plan.offload_optimizer else wanted.offload.optimizer,
+            parameters=OffloadTarget.CPU if plan.offload_parameters else wanted.offload.parameters,
+        ),
         deepspeed=wanted.deepspeed,
     )

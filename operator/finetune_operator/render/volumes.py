@@ -58,9 +58,11 @@ def claim_path(claim: str) -> str:
 def _claims(attempt: Attempt) -> list[str]:
     """The claims that the job's URIs name, and the site's mirror of models, each once, sorted."""
     spec = attempt.spec
-    uris = [spec.model.uri, spec.dataset.uri or "", *(source.uri for source in spec.dataset.sources or ())]
-    if spec.dataset.validation is not None:
-        uris.append(spec.dataset.validation.uri or "")
+    uris = [spec.model.uri]
+    for data in (spec.dataset, *(stage.dataset for _, stage in spec.stages())):
+        uris += [data.uri or "", *(source.uri for source in data.sources or ())]
+        if data.validation is not None:
+            uris.append(data.validation.uri or "")
     claims = {uri.removeprefix(_PVC_SCHEME).partition("/")[0] for uri in uris if uri.startswith(_PVC_SCHEME)}
     if attempt.defaults.model_mirror_claim:
         claims.add(attempt.defaults.model_mirror_claim)

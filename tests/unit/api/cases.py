@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.unit.api.objective_cases import OBJECTIVE_CASES, OBJECTIVES_ACCEPTED
+
 MINIMAL: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "FineTuneJob",
@@ -75,10 +77,12 @@ UNFREEZE = (
     "progressive unfreezing works with method full, freeze or bitfit and strategy auto or ddp (sharded optimizers fix "
     "their parameters at the start); remove unfreeze or change method {}, strategy {}"
 )
+LOFTQ = "loftq makes up for the rounding of a 4-bit base; use it with method qlora and quantization.type nf4 or fp4"
 GATE = {"metric": "perplexity", "max": 12}
 HELD_OUT = {"validation": {"fraction": 0.1}}
 
 BROKEN_RULES = (
+    *(Refused(*case) for case in OBJECTIVE_CASES),
     Refused("two-selectors", {"layers": {"last": 2, "ids": [1]}}, "spec.layers", ONE_SELECTOR),
     Refused("ranges-and-every", {"layers": {"ranges": ["1-2"], "every": 2}}, "spec.layers", ONE_SELECTOR),
     Refused("first-and-all", {"layers": {"first": 1, "all": True}}, "spec.layers", ONE_SELECTOR),
@@ -124,6 +128,78 @@ BROKEN_RULES = (
         "spec.quantization",
         "quantization is for method qlora; remove it, or change method lora",
     ),
+    Refused(
+        "adapters-full",
+        {"method": "full", "adapters": [{"name": "a"}]},
+        "spec.adapters",
+        "several adapters are for method lora and qlora with objective sft; remove adapters, or change method full, "
+        "objective sft",
+    ),
+    Refused(
+        "adapters-sharded",
+        {"adapters": [{"name": "a"}], "parallelism": {"strategy": "fsdp"}},
+        "spec.adapters",
+        "several adapters share a base that every GPU holds; use strategy auto or ddp, not fsdp",
+    ),
+    Refused(
+        "adapters-of-one-name",
+        {"adapters": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
+        "spec.adapters",
+        "two adapters have the same name; name each differently",
+    ),
+    Refused("loftq-lora", {"lora": {"variant": "loftq"}}, "spec.lora.variant", LOFTQ),
+    Refused(
+        "loftq-int8",
+        {"method": "qlora", "lora": {"variant": "loftq"}, "quantization": {"type": "int8"}},
+        "spec.lora.variant",
+        LOFTQ,
+    ),
+    Refused(
+        "loftq-merge",
+        {"method": "qlora", "lora": {"variant": "loftq"}, "output": {"merge": "base16"}},
+        "spec.output.merge",
+        "a loftq adapter makes up for the rounding of the 4-bit base, which the 16-bit base does not have; use merge: "
+        "dequantized",
+    ),
+    Refused(
+        "prompt-ia3",
+        {"method": "ia3", "prompt": {"virtualTokens": 4}},
+        "spec.prompt",
+        "prompt is for method prefix, prompt and adapter; remove it, or change method ia3",
+    ),
+    Refused(
+        "prefix-vocabulary",
+        {"method": "prefix", "prompt": {"initialization": "vocabulary"}},
+        "spec.prompt.initialization",
+        "starting from the vocabulary is for method prompt; use random with method prefix",
+    ),
+    Refused(
+        "adapter-projection",
+        {"method": "adapter", "prompt": {"projection": True}},
+        "spec.prompt.projection",
+        "a projection is for method prefix; remove it, or change method adapter",
+    ),
+    Refused(
+        "projection-size",
+        {"method": "prefix", "prompt": {"projectionSize": 8}},
+        "spec.prompt.projectionSize",
+        "there is no projection; set prompt.projection, or remove projectionSize",
+    ),
+    *(
+        Refused(
+            f"scheduler-{option}",
+            {"training": {"scheduler": "linear", "schedulerOptions": {option: value}}},
+            f"spec.training.schedulerOptions.{option}",
+            f"{option} is for scheduler {schedulers}; remove it, or change scheduler linear",
+        )
+        for option, value, schedulers in (
+            ("minLearningRateRatio", 0.1, "cosine_with_min_lr and polynomial and warmup_stable_decay"),
+            ("cycles", 2, "cosine_with_restarts"),
+            ("power", 2.0, "polynomial"),
+            ("decayRatio", 0.5, "warmup_stable_decay"),
+            ("decayType", "linear", "warmup_stable_decay"),
+        )
+    ),
     Refused("no-data", {"dataset": {"uri": ...}}, "spec.dataset", "set exactly one of uri and sources"),
     Refused(
         "data-twice",
@@ -135,13 +211,31 @@ BROKEN_RULES = (
         "validation-empty",
         {"dataset": {"validation": {}}},
         "spec.dataset.validation",
-        "set exactly one of fraction and uri",
+        "set exactly one of fraction, count and uri",
     ),
     Refused(
         "validation-twice",
         {"dataset": {"validation": {"fraction": 0.1, "uri": "s3://b/a"}}},
         "spec.dataset.validation",
-        "set exactly one of fraction and uri",
+        "set exactly one of fraction, count and uri",
+    ),
+    Refused(
+        "validation-count-and-fraction",
+        {"dataset": {"validation": {"fraction": 0.1, "count": 5}}},
+        "spec.dataset.validation",
+        "set exactly one of fraction, count and uri",
+    ),
+    Refused(
+        "mask-history-and-prompt",
+        {"dataset": {"maskHistory": True, "trainOnPrompt": True}},
+        "spec.dataset.maskHistory",
+        "maskHistory takes the loss over the last answer alone, trainOnPrompt over everything; set one of them",
+    ),
+    Refused(
+        "answers-without-questions",
+        {"evaluation": {"metrics": ["perplexity", "rouge"]}},
+        "spec.evaluation.metrics",
+        "bleu, rouge and exactMatch compare answers to held-out questions; set dataset.validation",
     ),
     Refused(
         "gpus-uneven",
@@ -279,12 +373,37 @@ class Accepted:
 
 ACCEPTED = (
     Accepted("minimal"),
+    *(Accepted(name, spec) for name, spec in OBJECTIVES_ACCEPTED),
     Accepted("longest-name", name="a" * 40),
     Accepted("one-letter-name", name="a"),
     Accepted("freeze-ids", {"method": "freeze", "layers": {"ids": [15, 1, 1]}}),
     Accepted("freeze-ranges", {"method": "freeze", "layers": {"ranges": ["8-15"], "also": ["lm_head", "norm"]}}),
     Accepted("unfreeze", {"method": "full", "layers": {"all": True, "unfreeze": {"every": 100}}}),
     Accepted("qlora", {"method": "qlora", "quantization": {}, "lora": {"variant": "lora+"}}),
+    Accepted(
+        "adapters",
+        {
+            "adapters": [
+                {"name": "a"},
+                {"name": "b-2", "dataset": {"uri": "s3://b/x"}, "layers": {"last": 2}, "lora": {"rank": 4}},
+                {"name": "c", "training": {"learningRate": 1e-3, "scheduler": "linear", "maxSteps": 5}},
+            ]
+        },
+    ),
+    Accepted("loftq", {"method": "qlora", "lora": {"variant": "loftq"}, "output": {"merge": "dequantized"}}),
+    Accepted(
+        "patterns", {"lora": {"rankPattern": {"layers.8-15.mlp": 64, "[qv]_proj": 8}, "alphaPattern": {"mlp": 9}}}
+    ),
+    Accepted("prefix", {"method": "prefix", "prompt": {"virtualTokens": 4, "projection": True, "projectionSize": 9}}),
+    Accepted(
+        "scheduler-options",
+        {
+            "training": {
+                "scheduler": "warmup_stable_decay",
+                "schedulerOptions": {"decayRatio": 0.2, "decayType": "1-sqrt"},
+            }
+        },
+    ),
     Accepted("merge-dequantized", {"method": "qlora", "output": {"merge": "dequantized"}}),
     Accepted("cpu", {"resources": {"gpus": 0, "cpu": 2, "memory": "4Gi"}, "training": {"batchSize": 7}}),
     Accepted("two-nodes", {"resources": {"gpus": 16}, "training": {"batchSize": 32, "microBatchSize": 2}}),
@@ -301,6 +420,11 @@ ACCEPTED = (
         },
     ),
     Accepted("gates", {"evaluation": {"gates": [GATE, {"metric": "accuracy", "min": 0.1}]}, "dataset": HELD_OUT}),
+    Accepted("validation-count", {"dataset": {"validation": {"count": 5}}}),
+    Accepted("mask-history", {"dataset": {"maskHistory": True}}),
+    Accepted("template-by-name", {"dataset": {"template": "chatml"}}),
+    Accepted("template-as-text", {"dataset": {"template": "{%- for m in messages -%}\n{{ m.content }}{% endfor %}"}}),
+    Accepted("columns-and-tags", {"dataset": {"columns": {"prompt": "ask"}, "tags": {"roleTag": "role"}}}),
     Accepted("sources", {"dataset": {"uri": ..., "sources": [{"uri": "hf://datasets/o/n"}, {"uri": "file:x.jsonl"}]}}),
     Accepted("nulls", {"training": {"maxSteps": None, "seed": None}, "layers": None, "resources": {"gpus": None}}),
     Accepted(
@@ -318,6 +442,9 @@ CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("method", {"method": "full"}, "spec.method"),
     ("layers-come", {"layers": {"last": 2}}, "spec.layers"),
     ("lora-comes", {"lora": {"rank": 8}}, "spec.lora"),
+    ("adapters-come", {"adapters": [{"name": "a"}]}, "spec.adapters"),
+    ("prompt-comes", {"method": "prompt", "prompt": {"virtualTokens": 4}}, "spec.prompt"),
+    ("head-comes", {"method": "head", "head": {}, "dataset": {"packing": False}}, "spec.head"),
     ("quantization-comes", {"method": "qlora", "quantization": {}}, "spec.quantization"),
     ("training", {"training": {"seed": 1}}, "spec.training"),
     ("parallelism", {"parallelism": {"strategy": "ddp"}}, "spec.parallelism"),

@@ -11,7 +11,8 @@ BROKEN_FIELDS = (
         "unknown-method",
         {"method": "qlra"},
         "spec.method",
-        "'qlra' is not one of full, freeze, lora, qlora, bitfit, prefix, prompt, adapter, ia3; did you mean qlora?",
+        "'qlra' is not one of full, freeze, lora, qlora, bitfit, prefix, prompt, adapter, ia3, head; did you mean "
+        "qlora?",
         'Unsupported value: "qlra": supported values: "full", "freeze", "lora", "qlora"',
     ),
     Refused(
@@ -48,6 +49,20 @@ BROKEN_FIELDS = (
         "spec.dataset.validation.fraction",
         "1.0 is too large; use less than 1",
         "should be less than 1",
+    ),
+    Refused(
+        "unknown-template",
+        {"dataset": {"template": "chatm"}},
+        "spec.dataset.template",
+        "'chatm' does not have the form",
+        "should match",
+    ),
+    Refused(
+        "nothing-resembles-so-little",
+        {"dataset": {"cleaning": {"nearDuplicates": 0.1}}},
+        "spec.dataset.cleaning.nearDuplicates",
+        "0.1 is too small; use at least 0.5",
+        "should be greater than or equal to 0.5",
     ),
     Refused(
         "negative-id",

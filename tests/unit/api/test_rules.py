@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,27 @@ def test_a_wrong_field_is_the_only_problem_and_is_explained(case: Refused) -> No
 @pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.id)
 def test_valid_manifests_are_accepted(case: Accepted) -> None:
     assert parse_manifest(case.manifest).name == case.name
+
+
+@pytest.mark.parametrize(
+    ("adapter", "problem"),
+    [
+        (
+            {"layers": {"last": 1, "ids": [2]}},
+            "spec.adapters[1].layers: more than one selector; set exactly one of last, first, ids, ranges, every, all",
+        ),
+        ({"dataset": {}}, "spec.adapters[1].dataset: set exactly one of uri and sources"),
+        (
+            {"training": {"scheduler": "linear", "schedulerOptions": {"cycles": 2}}},
+            "spec.adapters[1].training.schedulerOptions.cycles: cycles is for scheduler cosine_with_restarts; remove "
+            "it, or change scheduler linear",
+        ),
+        ({"lora": {"variant": "loftq"}}, "spec.adapters[1].lora.variant: loftq makes up for"),
+    ],
+)
+def test_an_adapters_own_words_keep_the_rules(adapter: dict[str, Any], problem: str) -> None:
+    (found,) = problems_of(manifest(adapters=[{"name": "a"}, {"name": "b", **adapter}]))
+    assert found.startswith(problem)
 
 
 def test_every_rule_has_a_case() -> None:

@@ -12,9 +12,11 @@ from finetune_operator.api.v1alpha1 import MemoryPerGpu
 from finetune_operator.cli.observers import LiveObserver, PlainObserver, draw
 from finetune_operator.cli.plan_view import blocks_picture, memory_bar, memory_table, pods_text
 from finetune_operator.cli.progress_text import duration, progress_line, reason, size, sparkline
-from finetune_operator.cli.result_view import answer_table, question, read_answers
+from finetune_operator.cli.result_view import adapters_table, answer_table, question, read_answers
 from finetune_operator.errors import FinetuneError
 from finetune_operator.local.options import RunView
+from finetune_trainer.contract import EvaluationResult
+from finetune_trainer.contract.manifest import AdapterRecord
 
 
 def shown(*renderables: Any) -> str:
@@ -49,6 +51,23 @@ def test_sizes(count: int, text: str) -> None:
 )
 def test_sparklines_show_the_newest_values_between_their_extremes(values: list[float], line: str) -> None:
     assert sparkline(values, 3) == line
+
+
+def test_each_of_several_adapters_has_a_line() -> None:
+    evaluation = {"tuned": {"perplexity": 3.25}, "samples": 4, "tokens": 44}
+    records = (
+        AdapterRecord(
+            name="sales",
+            manifest_sha256="0" * 64,
+            trainable_parameters=12_345,
+            steps=7,
+            evaluation=EvaluationResult.model_validate(evaluation),
+        ),
+        AdapterRecord(name="other", manifest_sha256="0" * 64, trainable_parameters=1, steps=2),
+    )
+    lines = shown(adapters_table(records)).splitlines()
+    assert any(all(word in line for word in ("sales", "12,345", "7", "perplexity 3.2500")) for line in lines)
+    assert any("other" in line and "perplexity" not in line for line in lines)
 
 
 def test_progress_in_one_line() -> None:

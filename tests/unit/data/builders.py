@@ -9,19 +9,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract.config import CleaningConfig, DatasetConfig, DataSource, ValidationConfig
+from finetune_trainer.contract.config import DatasetConfig
 from finetune_trainer.data import PreparedData, prepare
 from tests.tiny_tokenizer import tiny_tokenizer
 
 
 def config(uris: Iterable[str] = ("train.jsonl",), **changes: Any) -> DatasetConfig:
-    """A data set of these URIs, each of weight 1 unless `weights` says otherwise."""
-    weights = changes.pop("weights", None) or [1.0 for _ in uris]
-    cleaning = CleaningConfig(**changes.pop("cleaning", {}))
-    if "validation" in changes:
-        changes["validation"] = ValidationConfig(**changes["validation"])
-    sources = tuple(DataSource(uri=uri, weight=weight) for uri, weight in zip(uris, weights, strict=True))
-    return DatasetConfig(sources=sources, cleaning=cleaning, **{"max_length": 256, **changes})
+    """A data set of these URIs; `weights` and `max_samples` are those of the sources, in their order."""
+    sources: list[dict[str, Any]] = [{"uri": uri} for uri in uris]
+    for name, plural in (("weight", "weights"), ("max_samples", "max_samples")):
+        for source, value in zip(sources, changes.pop(plural, []), strict=False):
+            source[name] = value
+    return DatasetConfig.model_validate({"sources": sources, "max_length": 256, **changes})
 
 
 def fetcher(folder: Path) -> Callable[[str], list[Path]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.cleaning import Entry, drop_leaked, epoch_index, hold_out, rank, sample_index
+from finetune_trainer.data.cleaning import Entry, epoch_index, hold_out, rank, sample_index
 from finetune_trainer.errors import DataError, UsageError
 
 
@@ -24,31 +24,40 @@ def test_the_same_rows_are_held_out_in_any_order(
     count: int, fraction: float, seed: int, shuffler: random.Random
 ) -> None:
     rows = entries(count)
-    training, validation = hold_out(rows, fraction, seed)
+    training, validation = hold_out(rows, seed, fraction=fraction)
     shuffled = shuffler.sample(rows, count)
-    assert {e.digest for e in hold_out(shuffled, fraction, seed)[1]} == {e.digest for e in validation}
+    assert {e.digest for e in hold_out(shuffled, seed, fraction=fraction)[1]} == {e.digest for e in validation}
     assert sorted([*training, *validation], key=lambda e: e.first) == rows
     assert len(validation) == min(max(1, round(fraction * count)), count - 1)
 
 
 def test_another_seed_holds_out_others() -> None:
-    assert hold_out(entries(100), 0.1, 0)[1] != hold_out(entries(100), 0.1, 1)[1]
+    assert hold_out(entries(100), 0, fraction=0.1)[1] != hold_out(entries(100), 1, fraction=0.1)[1]
 
 
 def test_equal_rows_stay_on_one_side() -> None:
     rows = [*entries(10), *entries(10)]
-    training, validation = hold_out(rows, 0.3, 0)
+    training, validation = hold_out(rows, 0, fraction=0.3)
     assert len(validation) == 6
     assert not {e.digest for e in training} & {e.digest for e in validation}
 
 
 def test_a_single_row_cannot_be_split() -> None:
     with pytest.raises(DataError, match="a single usable row"):
-        hold_out([*entries(1), *entries(1)], 0.5, 0)
+        hold_out([*entries(1), *entries(1)], 0, fraction=0.5)
 
 
-def test_training_rows_that_are_held_out_are_dropped() -> None:
-    assert drop_leaked(entries(5), entries(3)) == entries(2, first=3)
+def test_a_number_of_rows_is_held_out() -> None:
+    rows = entries(20)
+    training, validation = hold_out(rows, 0, count=7)
+    assert (len(training), len(validation)) == (13, 7)
+    assert {e.digest for e in validation} < {e.digest for e in hold_out(rows, 0, count=8)[1]}
+
+
+@pytest.mark.parametrize("count", [20, 21])
+def test_not_all_rows_can_be_held_out(count: int) -> None:
+    with pytest.raises(DataError, match=rf"validation\.count: {count} rows cannot be held out of 20"):
+        hold_out(entries(20), 0, count=count)
 
 
 def test_rank_depends_on_seed_and_content() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_trainer.contract.vocabulary import DatasetFormat
 from finetune_trainer.data.conversation import Conversation, Document
-from finetune_trainer.data.formats import parse, recognise, recognise_most
+from finetune_trainer.data.formats import most_frequent, parse, recognise
 from finetune_trainer.data.rows import RowError
 
 F = DatasetFormat
@@ -76,8 +76,28 @@ PARSED: dict[str, tuple[DatasetFormat, dict[str, Any], list[dict[str, Any]]]] = 
         {"instruction": "q", "input": "", "output": "a", "system": "", "history": '[["q", "a"]]'},
         [USER, ASSISTANT, USER, ASSISTANT],
     ),
-    "prompt and completion": (F.ALPACA, {"prompt": "q", "completion": "a"}, [USER, ASSISTANT]),
-    "prompt and completion of messages": (F.ALPACA, {"prompt": [USER], "completion": [ASSISTANT]}, [USER, ASSISTANT]),
+    "alpaca without an instruction": (F.ALPACA, {"instruction": "", "input": "q", "output": "a"}, [USER, ASSISTANT]),
+    "prompt and completion": (F.PROMPT_COMPLETION, {"prompt": "q", "completion": "a"}, [USER, ASSISTANT]),
+    "prompt and completion of messages": (
+        F.PROMPT_COMPLETION,
+        {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]},
+        [SYSTEM, USER, ASSISTANT],
+    ),
+    "prompt and completion of messages as text": (
+        F.PROMPT_COMPLETION,
+        {"prompt": '[{"role": "user", "content": "q"}]', "completion": '[{"role": "assistant", "content": "a"}]'},
+        [USER, ASSISTANT],
+    ),
+    "a prompt that happens to be JSON": (
+        F.PROMPT_COMPLETION,
+        {"prompt": "[1, 2]", "completion": "[2, 1]"},
+        [{"role": "user", "content": "[1, 2]"}, {"role": "assistant", "content": "[2, 1]"}],
+    ),
+    "arguments of a call as text, as OpenAI has them": (
+        F.MESSAGES,
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]}]},
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}],
+    ),
 }
 
 
@@ -110,6 +130,28 @@ def test_no_tools_are_no_tools(tools: object) -> None:
     sample = parse(F.MESSAGES, {"messages": [ASSISTANT], "tools": tools})
     assert isinstance(sample, Conversation)
     assert sample.tools is None
+
+
+def test_schemas_without_their_cover_get_it() -> None:
+    sample = parse(F.SHAREGPT, {"conversations": [{"from": "gpt", "value": "a"}], "tools": '[{"name": "f"}]'})
+    assert isinstance(sample, Conversation)
+    assert sample.tools == (TOOL,)
+
+
+PLAIN: dict[str, tuple[dict[str, Any], bool]] = {
+    "texts": ({"prompt": "q", "completion": "a"}, True),
+    "messages": ({"prompt": [USER], "completion": [ASSISTANT]}, False),
+    "with a system prompt": ({"prompt": "q", "completion": "a", "system": "s"}, False),
+    "with tools": ({"prompt": "q", "completion": "a", "tools": [TOOL]}, False),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_prompt_and_its_completion_may_be_joined_where_there_is_nothing_else(case: str) -> None:
+    row, is_plain = PLAIN[case]
+    sample = parse(F.PROMPT_COMPLETION, row)
+    assert isinstance(sample, Conversation)
+    assert sample.is_plain is is_plain
 
 
 def test_text() -> None:
@@ -160,7 +202,7 @@ INVALID: dict[str, tuple[DatasetFormat, dict[str, Any], str]] = {
     "another format": (
         F.ALPACA,
         {"messages": [USER, ASSISTANT]},
-        "no 'prompt'; its fields are 'messages'; it looks like the format 'messages': rows have 'messages' of role",
+        "no 'instruction'; its fields are 'messages'; it looks like the format 'messages': rows have 'messages' of",
     ),
     "pairs": (F.PREFERENCE, {"chosen": "a", "rejected": "b"}, "need a preference objective"),
 }
@@ -181,11 +223,10 @@ def test_preference_pairs_are_recognised_before_the_prompt_they_come_with() -> N
 
 def test_the_format_of_most_rows_counts() -> None:
     rows = [{"text": "t"}, {"x": 1}, {"messages": [ASSISTANT]}, {"messages": [ASSISTANT]}, {"chosen": None}]
-    match = recognise_most(rows)
-    assert match is not None
-    assert match[0] is F.MESSAGES
-    assert recognise_most([{"x": 1}]) is None
-    assert recognise_most([]) is None
+    reason = "2 of the first 5 rows have 'messages' of role and content"
+    assert most_frequent([recognise(row) for row in rows]) == (F.MESSAGES, reason)
+    assert most_frequent([recognise({"x": 1})]) is None
+    assert most_frequent([]) is None
 
 
 def same(first: object, second: object) -> bool:

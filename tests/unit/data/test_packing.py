@@ -23,6 +23,11 @@ def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -
 
 
 @given(LENGTHS)
+def test_the_same_rows_for_the_same_input(lengths: list[int]) -> None:
+    assert pack(list(lengths), CAPACITY) == pack(tuple(lengths), CAPACITY)
+
+
+@given(LENGTHS)
 def test_no_more_than_twice_the_least_possible_rows(lengths: list[int]) -> None:
     assert len(pack(lengths, CAPACITY)) <= max(1, 2 * math.ceil(sum(lengths) / CAPACITY))
 

@@ -1,23 +1,17 @@
-"""From files to samples: what is counted, dropped, refused and cached."""
+"""From files to samples, and what is refused as a whole."""
 
 from __future__ import annotations
 
-import errno
-import gzip
 import hashlib
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from finetune_trainer.data import IGNORED_LABEL, cache, check_first_rows, pack, pipeline, prepare
-from finetune_trainer.data.tokenization import Encoder
-from finetune_trainer.errors import DataError, DiskFull, InputMissing, InternalError, TrainerError, UsageError
-from tests.tiny_tokenizer import tiny_tokenizer
+from finetune_trainer.data import IGNORED_LABEL, check_first_rows, pack, prepare
+from finetune_trainer.errors import DataError, TrainerError, UsageError
+from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 from tests.unit.data import templates
 from tests.unit.data.builders import chat, chats, config, fetcher, prepared, texts, write_jsonl
 
@@ -39,100 +33,6 @@ def test_a_data_set_becomes_samples_and_a_report(tmp_path: Path) -> None:
     assert data.notes == ()
 
 
-def test_everything_that_is_dropped_is_counted(tmp_path: Path) -> None:
-    long = chat("q", "many words " * 200)
-    cut_off = chat("many words " * 200, "a")
-    rows: list[object] = [
-        *chats(20),
-        chat("What  is 3 and one? ", " It is 4."),
-        '{"broken',
-        {"messages": [{"role": "user", "content": "q"}]},
-        chat("q", "  "),
-        long,
-        cut_off,
-    ]
-    write_jsonl(tmp_path / "train.jsonl", rows)
-    data = prepared(tmp_path, config(cleaning={"max_invalid_share": 0.5}))
-    report = data.report
-    assert (report.rows, report.samples, report.duplicates, report.short) == (26, 21, 1, 1)
-    assert (report.truncated, report.dropped_overlong, report.invalid) == (1, 1, 2)
-    assert [example.split(": ")[:2] for example in report.invalid_examples] == [
-        ["train.jsonl:22", "not JSON"],
-        ["train.jsonl:23", "no turn of the assistant, so nothing to learn from it"],
-    ]
-    assert int(data.train.lengths.max()) == 256
-
-
-def test_overlong_samples_can_be_dropped(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", [*chats(3), chat("q", "many words " * 200)])
-    report = prepared(tmp_path, config(overlong="drop")).report
-    assert (report.samples, report.truncated, report.dropped_overlong) == (3, 0, 1)
-
-
-def test_duplicates_may_stay(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(3) * 2)
-    assert prepared(tmp_path, config(cleaning={"deduplicate": False})).report.samples == 6
-
-
-def test_more_invalid_examples_than_are_shown(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", [*chats(20), *["{"] * 9])
-    report = prepared(tmp_path, config(cleaning={"max_invalid_share": 0.5})).report
-    assert (report.invalid, len(report.invalid_examples)) == (9, 5)
-
-
-def test_the_share_of_invalid_rows_has_a_bound(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", [*chats(19), "{"])
-    assert prepared(tmp_path, config()).report.invalid == 1
-    write_jsonl(tmp_path / "train.jsonl", [*chats(18), "{"])
-    with pytest.raises(DataError, match=r"1 of 19 rows \(5\.3%\).*more than the 5\.0%.*train\.jsonl:19: not JSON"):
-        prepared(tmp_path, config())
-
-
-REFUSED: dict[str, tuple[Sequence[object], dict[str, Any], type[TrainerError], str]] = {
-    "empty": ([], {}, DataError, "train.jsonl is empty"),
-    "all broken": (["{", "]"], {}, DataError, "none of the first 2 rows .* train.jsonl:1: not JSON"),
-    "format not known": ([{"x": 1, "y": 2}], {}, DataError, "its rows have x, y. Known are messages"),
-    "another format than named": (chats(3), {"format": "alpaca"}, DataError, "looks like the format 'messages'"),
-    "pairs": ([{"chosen": "a", "rejected": "b"}], {}, UsageError, "preference objective"),
-    "pairs, named": ([{"chosen": "a", "rejected": "b"}], {"format": "preference"}, UsageError, "preference objective"),
-    "no invalid row allowed": (
-        [*chats(50), "{"],
-        {"cleaning": {"drop_invalid": False}},
-        DataError,
-        r"^train\.jsonl:51: not JSON",
-    ),
-    "nothing left": ([chat("q", ""), chat("p", "")], {}, DataError, "none of 2 rows .* 2 shorter than"),
-    "all too long": (
-        [chat("long " * 300, "a")],
-        {},
-        DataError,
-        r"1 longer than spec\.dataset\.maxLength",
-    ),
-    "split of a single row": (chats(1), {"validation": {"fraction": 0.5}}, DataError, "a single usable row"),
-    "two kinds of validation": (chats(3), {"validation": {"fraction": 0.5, "uri": "x"}}, UsageError, "exactly one of"),
-    "no kind of validation": (chats(3), {"validation": {}}, UsageError, "exactly one of"),
-    "fraction": (chats(3), {"validation": {"fraction": 1.0}}, UsageError, "below 1"),
-    "no length": (chats(3), {"max_length": 1}, UsageError, "maxLength is 1"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_used_is_refused_and_leaves_nothing_behind(tmp_path: Path, case: str) -> None:
-    rows, changes, error, message = REFUSED[case]
-    write_jsonl(tmp_path / "train.jsonl", rows)
-    with pytest.raises(error, match=message):
-        prepared(tmp_path, config(**changes))
-    assert not list((tmp_path / "cache").glob("*"))
-
-
-def test_a_template_that_refuses_every_row_is_quoted(tmp_path: Path) -> None:
-    rows = [{**row, "system": "Be brief."} for row in chats(3)]
-    write_jsonl(tmp_path / "train.jsonl", rows)
-    tokenizer = tiny_tokenizer(templates.GEMMA, special=("<start_of_turn>", "<end_of_turn>"))
-    with pytest.raises(DataError, match=r"train\.jsonl:1: the chat template refuses .* System role not supported"):
-        prepared(tmp_path, config(), tokenizer)
-
-
 def test_text_needs_no_template(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("The plan.\nThe loss.\n", encoding="utf-8")
     data = prepared(tmp_path, config(["train.txt"]), tiny_tokenizer(None))
@@ -141,12 +41,6 @@ def test_text_needs_no_template(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no chat template"):
         write_jsonl(tmp_path / "train.jsonl", chats(2))
         prepared(tmp_path, config(), tiny_tokenizer(None))
-
-
-def test_rows_of_another_format_in_the_same_source_are_invalid(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", [*chats(20), {"text": "t"}])
-    report = prepared(tmp_path, config()).report
-    assert report.invalid_examples[0].startswith("train.jsonl:21: no 'conversations'; its fields are 'text'")
 
 
 def test_each_source_has_its_own_format_and_weight(tmp_path: Path) -> None:
@@ -159,158 +53,6 @@ def test_each_source_has_its_own_format_and_weight(tmp_path: Path) -> None:
     )
     assert sum("Say" in text for text in texts(data)) == 10
     assert data.report.tokens == sum(len(ids) for ids, _ in data.train)
-
-
-def test_duplicates_are_found_across_sources(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", chats(4))
-    write_jsonl(tmp_path / "b.jsonl", chats(4, start=2))
-    assert prepared(tmp_path, config(["a.jsonl", "b.jsonl"])).report.duplicates == 2
-
-
-def test_a_part_is_held_out_whatever_the_order(tmp_path: Path) -> None:
-    def held_out(rows: list[dict[str, Any]], **changes: Any) -> list[str]:
-        write_jsonl(tmp_path / "train.jsonl", rows)
-        data = prepared(tmp_path, config(validation={"fraction": 0.2}), **changes)
-        assert data.validation is not None
-        assert (data.report.samples, data.report.validation_samples) == (16, 4)
-        tokenizer = tiny_tokenizer()
-        validation = sorted(str(tokenizer.decode(ids)) for ids, _ in data.validation)
-        assert not set(validation) & set(texts(data))
-        return validation
-
-    rows = chats(20)
-    assert held_out(rows) == held_out(rows[::-1]) != held_out(rows, seed=1)
-
-
-def test_held_out_rows_leave_the_training_data(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(10))
-    write_jsonl(tmp_path / "held.jsonl", [*chats(4, start=8), chat("What  is 8 and one?", "It is 9.")])
-    data = prepared(tmp_path, config(validation={"uri": "held.jsonl"}))
-    report = data.report
-    assert (report.rows, report.samples, report.validation_samples) == (15, 8, 4)
-    assert (report.leaked, report.duplicates) == (2, 1)
-    assert not any(" 8 and" in text or " 9 and" in text for text in texts(data))
-    assert data.validation is not None
-    assert len(data.validation) == 4
-
-
-def test_all_held_out(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(2))
-    write_jsonl(tmp_path / "held.jsonl", chats(4))
-    with pytest.raises(DataError, match="2 also in the validation data"):
-        prepared(tmp_path, config(validation={"uri": "held.jsonl"}))
-
-
-def test_broken_held_out_rows_count_by_themselves(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(100))
-    write_jsonl(tmp_path / "held.jsonl", [*chats(4, start=100), "{"])
-    with pytest.raises(DataError, match=r"1 of 5 rows \(20\.0%\) of the validation data"):
-        prepared(tmp_path, config(validation={"uri": "held.jsonl"}))
-
-
-@pytest.mark.parametrize("validation", [{"fraction": 0.5}, {"uri": "held.jsonl"}])
-def test_prompts_for_people_are_held_out_rows_with_their_answers(tmp_path: Path, validation: dict[str, Any]) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(60))
-    write_jsonl(tmp_path / "held.jsonl", chats(20, start=100))
-    data = prepared(tmp_path, config(validation=validation))
-    assert data.validation is not None
-    tokenizer = tiny_tokenizer()
-    held = [tokenizer.decode(ids) for ids, _ in data.validation]
-    assert len(data.generation_prompts) == 16
-    for prompt in data.generation_prompts:
-        assert [turn["role"] for turn in prompt.messages] == ["user"]
-        assert any(prompt.messages[0]["content"] in text and prompt.reference in text for text in held)
-
-
-def test_the_second_time_the_cache_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_jsonl(tmp_path / "train.jsonl", [*chats(30), "{"])
-    dataset = config(validation={"fraction": 0.2})
-    first = prepared(tmp_path, dataset)
-    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("tokenized again"))
-    with caplog.at_level(logging.INFO):
-        second = prepared(tmp_path, dataset)
-    assert "from the cache" in caplog.text
-    assert second.report == first.report
-    assert second.generation_prompts == first.generation_prompts
-    assert texts(second) == texts(first)
-    assert second.validation is not None
-    # Packing is no part of what is cached.
-    assert prepared(tmp_path, dataset.model_copy(update={"packing": False})).report.samples == first.report.samples
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "data": {},
-    "template": {"tokenizer": tiny_tokenizer(templates.CHATML_WITH_DEFAULT_SYSTEM)},
-    "vocabulary": {"tokenizer": tiny_tokenizer(special=("<extra>",))},
-    "length": {"dataset": config(max_length=100)},
-    "loss": {"dataset": config(train_on_prompt=True)},
-    "cleaning": {"dataset": config(cleaning={"min_characters": 5})},
-    "weight": {"dataset": config(weights=[2.0])},
-    "seed": {"seed": 1},
-}
-
-
-@pytest.mark.parametrize("case", CHANGES)
-def test_whatever_the_samples_depend_on_makes_another_entry(tmp_path: Path, case: str) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(3))
-    prepared(tmp_path, config())
-    if case == "data":
-        write_jsonl(tmp_path / "train.jsonl", chats(3, start=1))
-    changes = {"dataset": config(), "tokenizer": None, "seed": 0, **CHANGES[case]}
-    prepared(tmp_path, changes["dataset"], changes["tokenizer"], seed=changes["seed"])
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["tokens.i32", "trained.u8", "offsets.npy", "train.npy", "summary.json"])
-@pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, damage: str, how: str) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(5))
-    expected = texts(prepared(tmp_path, config()))
-    (entry,) = (tmp_path / "cache").iterdir()
-    broken = entry / damage
-    if how == "gone":
-        broken.unlink()
-    else:
-        broken.write_bytes(broken.read_bytes()[:-3])
-    assert texts(prepared(tmp_path, config())) == expected
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
-
-
-def test_a_crash_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(5))
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_report", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepared(tmp_path, config())
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("number", "error", "message"),
-    [(errno.ENOSPC, DiskFull, "more space"), (errno.EROFS, InternalError, "cannot be written")],
-)
-def test_a_disk_that_does_not_take_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[TrainerError], message: str
-) -> None:
-    write_jsonl(tmp_path / "train.jsonl", chats(5))
-
-    def refuse(*_: object) -> None:
-        raise OSError(number, "refused")
-
-    monkeypatch.setattr(np, "save", refuse)
-    with pytest.raises(error, match=message):
-        prepared(tmp_path, config())
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_two_processes_may_finish_the_same_entry(tmp_path: Path) -> None:
-    with cache.building(tmp_path, "key") as first, cache.building(tmp_path, "key") as second:
-        (first / "a").write_text("first")
-        (second / "a").write_text("second")
-    assert (tmp_path / "key" / "a").read_text() == "second"
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -359,50 +101,141 @@ def test_held_out_files_beside_training_files_are_not_trained_on(tmp_path: Path)
     assert data.notes == (f"{uri}: test-0.jsonl belong to another split and were not trained on",)
 
 
-SOURCES: dict[str, tuple[str, type[TrainerError], str]] = {
-    "missing file": ("gone.jsonl", InputMissing, r"gone\.jsonl does not exist"),
-    "no data file": ("README.md", DataError, r"found README\.md.*\.jsonl"),
-    "empty": ("empty.jsonl", DataError, r"empty\.jsonl holds no row"),
-    "not UTF-8": ("latin.jsonl", DataError, r"latin\.jsonl is not UTF-8: byte 0xe9 at offset \d+"),
-    "unusable": ("unusable.jsonl", DataError, "none of the first rows .* no turn of the assistant"),
-    "format": ("format.jsonl", DataError, "format of .* is not known"),
-    "pairs": ("pairs.jsonl", UsageError, "preference"),
+REFUSED: dict[str, tuple[Sequence[object], dict[str, Any], type[TrainerError], str]] = {
+    "empty": ([], {}, DataError, "train.jsonl is empty"),
+    "all broken": (["{", "]"], {}, DataError, "none of the first 2 rows .* train.jsonl:1: not JSON"),
+    "format not known": ([{"x": 1, "y": 2}], {}, DataError, "its rows have x, y. Known are messages"),
+    "another format than named": (chats(3), {"format": "alpaca"}, DataError, "looks like the format 'messages'"),
+    "pairs": ([{"chosen": "a", "rejected": "b"}], {}, UsageError, "spec.training.objective to dpo"),
+    "pairs, named": (
+        [{"chosen": "a", "rejected": "b"}],
+        {"format": "preference"},
+        UsageError,
+        "spec.training.objective to dpo",
+    ),
+    "no invalid row allowed": (
+        [*chats(50), "{"],
+        {"cleaning": {"drop_invalid": False}},
+        DataError,
+        r"^train\.jsonl:51: not JSON",
+    ),
+    "nothing left": ([chat("q", ""), chat("p", "")], {}, DataError, "none of 2 rows .* 2 with an empty turn"),
+    "all too long": (
+        [chat("long " * 300, "a")],
+        {},
+        DataError,
+        r"1 longer than spec\.dataset\.maxLength",
+    ),
+    "split of a single row": (chats(1), {"validation": {"fraction": 0.5}}, DataError, "a single usable row"),
+    "the last answer, and everything": (
+        chats(3),
+        {"mask_history": True, "train_on_prompt": True},
+        UsageError,
+        "set one",
+    ),
+    "two kinds of validation": (chats(3), {"validation": {"fraction": 0.5, "uri": "x"}}, UsageError, "exactly one of"),
+    "no kind of validation": (chats(3), {"validation": {}}, UsageError, "exactly one of"),
+    "fraction": (chats(3), {"validation": {"fraction": 1.0}}, UsageError, "below 1"),
+    "no length": (chats(3), {"max_length": 1}, UsageError, "maxLength is 1"),
 }
 
 
-@pytest.mark.parametrize("case", SOURCES)
-@pytest.mark.parametrize("place", ["source", "validation"])
-def test_the_first_rows_are_checked_before_any_work(tmp_path: Path, case: str, place: str) -> None:
-    uri, error, message = SOURCES[case]
-    (tmp_path / "README.md").write_text("about")
-    write_jsonl(tmp_path / "good.jsonl", chats(3))
-    write_jsonl(tmp_path / "empty.jsonl", [])
-    (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}\n{"text": "à"}\n'.encode("latin-1"))
-    write_jsonl(tmp_path / "unusable.jsonl", [{"messages": [{"role": "user", "content": "q"}]}])
-    write_jsonl(tmp_path / "format.jsonl", [{"x": 1}])
-    write_jsonl(tmp_path / "pairs.jsonl", [{"chosen": "a", "rejected": "b"}])
-    dataset = config([uri]) if place == "source" else config(["good.jsonl"], validation={"uri": uri})
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_refused_and_leaves_nothing_behind(tmp_path: Path, case: str) -> None:
+    rows, changes, error, message = REFUSED[case]
+    write_jsonl(tmp_path / "train.jsonl", rows)
     with pytest.raises(error, match=message):
-        check_first_rows(dataset, fetcher(tmp_path))
+        prepared(tmp_path, config(**changes))
+    assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_first_rows_with_a_broken_one_among_them(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", ["{", *chats(3)])
-    check_first_rows(config(), fetcher(tmp_path))
-    with pytest.raises(DataError, match=r"train\.jsonl:1: not JSON"):
-        check_first_rows(config(cleaning={"drop_invalid": False}), fetcher(tmp_path))
+def test_a_template_that_refuses_every_row_is_quoted(tmp_path: Path) -> None:
+    rows = [{**row, "system": "Be brief."} for row in chats(3)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    tokenizer = tiny_tokenizer(templates.GEMMA, special=("<start_of_turn>", "<end_of_turn>"))
+    with pytest.raises(DataError, match=r"train\.jsonl:1: the chat template refuses .* System role not supported"):
+        prepared(tmp_path, config(), tokenizer)
 
 
-def test_the_encoding_is_judged_by_the_first_rows(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_bytes("é\n".encode("latin-1") * 5000)
-    with pytest.raises(DataError, match=r"not UTF-8: byte 0xe9 at offset 0\b.*iconv"):
-        check_first_rows(config(["train.txt"]), fetcher(tmp_path))
+def test_a_prompt_and_its_completion_are_rendered_by_the_template(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "The plan", "completion": " says so."}])
+    data = prepared(tmp_path, config())
+    assert data.report.format == "prompt-completion"
+    assert texts(data) == ["<|im_start|>user\nThe plan<|im_end|>\n<|im_start|>assistant\n says so.<|im_end|>\n"]
+    assert data.notes == ()
 
 
-def test_only_the_first_rows_are_checked(tmp_path: Path) -> None:
-    lines = "".join(f"{json.dumps(row)}\n" for row in chats(5000))
-    packed = gzip.compress(lines.encode())
-    (tmp_path / "train.jsonl.gz").write_bytes(packed[: len(packed) - 9])
-    check_first_rows(config(["train.jsonl.gz"]), fetcher(tmp_path))
-    with pytest.raises(DataError, match="is damaged"):
-        prepared(tmp_path, config(["train.jsonl.gz"]))
+@pytest.mark.parametrize(("train_on_prompt", "learnt"), [(False, " says so.</s>"), (True, "The plan says so.</s>")])
+def test_a_model_without_a_template_reads_prompt_and_completion_as_one_text(
+    tmp_path: Path, train_on_prompt: bool, learnt: str
+) -> None:
+    tokenizer = tiny_tokenizer(None, bos="<s>", eos="</s>", adds_bos=True)
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "The plan", "completion": " says so."}, *PAIRS])
+    data = prepared(tmp_path, config(train_on_prompt=train_on_prompt, validation={"count": 1}), tokenizer)
+    found = {str(tokenizer.decode(ids)): str(tokenizer.decode(ids[labels >= 0])) for ids, labels in data.train}
+    assert found["<s>The plan says so.</s>"] == learnt
+    assert data.notes == ("3 prompts were joined with their completions as plain text: the model has no chat template",)
+    # Nobody could ask the model these as a chat.
+    assert data.generation_prompts == []
+
+
+PAIRS = [{"prompt": "What", "completion": " else"}, {"prompt": "Who", "completion": " trains"}]
+
+
+def test_the_last_answer_alone_may_be_learnt(tmp_path: Path) -> None:
+    two = {"messages": [*chat("a", "first")["messages"], *chat("c", "second")["messages"]]}
+    write_jsonl(tmp_path / "train.jsonl", [two])
+    ids, labels = prepared(tmp_path, config(mask_history=True)).train[0]
+    assert tiny_tokenizer().decode(ids[labels != IGNORED_LABEL]) == "second<|im_end|>"
+
+
+@pytest.mark.parametrize(("count", "rows", "samples"), [(3, 4, 3), (10, 11, 10), (1000, 13, 11)])
+def test_the_first_usable_rows_of_a_source(tmp_path: Path, count: int, rows: int, samples: int) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [*chats(1), chat("q", ""), *chats(9, start=1), chats(1)[0], *chats(1, start=50)])
+    report = prepared(tmp_path, config(["a.jsonl"], max_samples=[count])).report
+    assert (report.rows, report.samples) == (rows, samples)
+
+
+def test_rows_that_are_left_out_make_no_duplicates(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", chats(5))
+    write_jsonl(tmp_path / "b.jsonl", chats(5))
+    report = prepared(tmp_path, config(["a.jsonl", "b.jsonl"], max_samples=[2])).report
+    assert (report.samples, report.duplicates) == (5, 2)
+
+
+def test_files_of_one_source_may_have_different_formats(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"instruction": "q", "output": "a"}])
+    write_jsonl(tmp_path / "b.jsonl", [*chats(3), {"x": 1}])
+    write_jsonl(tmp_path / "c.jsonl", [])
+    (tmp_path / "d.json").write_text('{"about": "the files"}')
+    data = prepared(tmp_path, config(["a.jsonl+b.jsonl+c.jsonl+d.json"], cleaning={"max_invalid_share": 0.5}))
+    assert (data.report.samples, data.report.invalid, data.report.format) == (4, 2, "alpaca, messages")
+    assert data.report.format_reason == (
+        "a.jsonl, d.json: rows have 'instruction' and 'output'; "
+        "b.jsonl: 3 of the first 4 rows have 'messages' of role and content"
+    )
+
+
+def test_columns_and_tags_of_ones_own(tmp_path: Path) -> None:
+    turns = [{"who": "me", "what": "How?"}, {"who": "it", "what": "So."}]
+    write_jsonl(tmp_path / "a.jsonl", [{"ask": "Where?", "reply": "Here."}])
+    write_jsonl(tmp_path / "b.jsonl", [{"talk": turns}])
+    dataset = config(
+        ["a.jsonl", "b.jsonl"],
+        columns={"prompt": "ask", "response": "reply", "messages": "talk"},
+        tags={"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "it"},
+    )
+    check_first_rows(dataset, fetcher(tmp_path))
+    data = prepared(tmp_path, dataset)
+    assert data.report.format == "alpaca, sharegpt"
+    assert [text.split("assistant\n")[1] for text in texts(data)] == ["Here.<|im_end|>\n", "So.<|im_end|>\n"]
+    with pytest.raises(DataError, match=r"its rows have ask, reply\. .* spec\.dataset\.columns"):
+        check_first_rows(config(["a.jsonl"]), fetcher(tmp_path))
+
+
+def test_a_date_that_the_template_prints_is_noted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", chats(2))
+    source = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+    data = prepared(tmp_path, config(), tiny_tokenizer(source))
+    assert all(text.startswith("Today: 26 Jul 2024\n") for text in texts(data))
+    assert data.notes == ("the chat template prints the current date; it was rendered as of 26 July 2024 throughout",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import sys
 import tracemalloc
 from pathlib import Path
@@ -16,15 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.data import json_array, readers, rows, textfile
-from finetune_trainer.data.readers import data_suffix, read_rows
+from finetune_trainer.data.readers import read_rows
+from finetune_trainer.datafiles import data_suffix
 from finetune_trainer.errors import DataError, InputMissing, TrainerError, UsageError
 
 ROWS: list[dict[str, Any]] = [{"text": 'one, [1] "quoted" \\'}, {"text": "two\nlines {"}, {"text": "dréi 日本"}]
 
 
+def zstandard(data: bytes) -> bytes:
+    # Two frames, as tools that pack in parallel write them.
+    half = len(data) // 2
+    return b"".join(pyarrow.compress(part, codec="zstd", asbytes=True) for part in (data[:half], data[half:]))
+
+
+PACKERS = {".gz": gzip.compress, ".zst": zstandard}
+
+
 def write(path: Path, content: bytes | str) -> Path:
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(PACKERS.get(path.suffix, bytes)(data))
     return path
 
 
@@ -45,6 +56,9 @@ CSV = 'text\n"one, [1] ""quoted"" \\"\n"two\nlines {"\ndréi 日本\n'
 FILES = {
     "lines": ("a.jsonl", LINES),
     "lines, packed": ("a.jsonl.gz", LINES),
+    "lines, packed with Zstandard": ("a.jsonl.zst", LINES),
+    "lines, packed with Zstandard, after a byte order mark": ("a.ndjson.zst", b"\xef\xbb\xbf" + LINES.encode()),
+    "array, packed with Zstandard": ("a.json.zst", PRETTY),
     "lines in another ending": ("a.json", LINES),
     "lines after a byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
     "lines with blank ones and carriage returns": ("a.ndjson", LINES.replace("\n", "\r\n\r\n")),
@@ -137,7 +151,9 @@ def test_rows_above_the_bound_are_invalid_and_not_kept_in_memory(
     for module in (rows, readers, json_array, textfile):
         monkeypatch.setattr(module, "MAX_ROW_BYTES", 1000)
     good, long = '{"text": "good"}', '{"text": "' + "x" * 20_000_000 + '"}'
-    for name, content in (("a.jsonl", "\n".join([good, long, good])), ("a.json", f"[{good},{long},{good}]")):
+    lines = "\n".join([good, long, good])
+    files = (("a.jsonl", lines), ("a.jsonl.gz", lines), ("a.jsonl.zst", lines), ("a.json", f"[{good},{long},{good}]"))
+    for name, content in files:
         path = write(tmp_path / name, content)
         tracemalloc.start()
         errors = [error for _, error in found(path)]
@@ -196,6 +212,7 @@ REFUSED: dict[str, tuple[str, bytes, type[TrainerError], str]] = {
     "utf 16": ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), DataError, "byte 0 starts UTF-16.*iconv -f UTF-16"),
     "utf 16 without a mark": ("a.txt", "ab".encode("utf-16-le"), DataError, "byte 1 is zero"),
     "gzip by another name": ("a.jsonl", gzip.compress(b"{}"), DataError, r"add \.gz"),
+    "Zstandard by another name": ("a.jsonl", zstandard(b"{}"), DataError, r"add \.zst"),
     "parquet by another name": ("a.jsonl", b"PAR1\x00", DataError, r"ending \.parquet"),
     "cut off array": ("a.json", b'[{"a": 1}, {"a"', DataError, "never closed"),
     "neither array nor rows": ("a.json", b'{\n"a": 1,\n"b": 2\n}', DataError, "neither a JSON array"),
@@ -211,12 +228,87 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, case: 
         list(read_rows(tmp_path / name))
 
 
-def test_damaged_gzip(tmp_path: Path) -> None:
-    whole = gzip.compress(LINES.encode() * 500)
-    for content in (whole[: len(whole) // 2], b"no gzip"):
-        (tmp_path / "a.jsonl.gz").write_bytes(content)
-        with pytest.raises(DataError, match="is damaged"):
-            list(read_rows(tmp_path / "a.jsonl.gz"))
+class Picky(pyarrow.ExtensionType):  # type: ignore[misc]
+    """A type that a library has registered, and that does not understand what the file says of it."""
+
+    def __init__(self) -> None:
+        super().__init__(pyarrow.string(), "org.example.picky")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b"{"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pyarrow.DataType, serialized: bytes) -> Picky:
+        json.loads(serialized)
+        return cls()
+
+
+def test_a_registered_type_that_fails_is_explained(tmp_path: Path) -> None:
+    column = pyarrow.ExtensionArray.from_storage(Picky(), pyarrow.array(["one"]))
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [{"text": "one"}]
+    pyarrow.register_extension_type(Picky())
+    try:
+        with pytest.raises(DataError, match="not a readable Parquet file"):
+            values(tmp_path / "a.parquet")
+    finally:
+        pyarrow.unregister_extension_type("org.example.picky")
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("damage", ["cut", "other data", "a flipped bit"])
+def test_damaged_packing(tmp_path: Path, packing: str, damage: str) -> None:
+    lines = "".join(f'{{"text": "{n * 7919}"}}\n' for n in range(30_000)).encode()
+    content = bytearray(gzip.compress(lines) if packing == ".gz" else pyarrow.compress(lines, "zstd", asbytes=True))
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "other data":
+        content = bytearray(b"not packed at all")
+    else:
+        content[len(content) // 2] ^= 1
+    path = tmp_path / f"a.jsonl{packing}"
+    path.write_bytes(content)
+    try:
+        rows_read = [row.value for row in read_rows(path)]
+    except DataError as error:
+        assert f"data file {path.name} is damaged" in error.message
+    else:
+        # Zstandard frames carry a checksum only where their writer added one.
+        assert damage == "a flipped bit" and packing == ".zst"
+        assert len(rows_read) > 1000
+
+
+def test_a_packed_file_that_is_not_utf8(tmp_path: Path) -> None:
+    for packing in PACKERS:
+        path = write(tmp_path / f"a.txt{packing}", b"\xef\xbb\xbfa\n\xe9\n\xe9\n")
+        with pytest.raises(DataError, match=r"byte 0xe9 at offset 5\b"):
+            list(read_rows(path))
+
+
+class Payload:
+    """What a pickle would run."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("extension", ["arrow.py_extension_type", "org.example.unknown"])
+def test_nothing_that_comes_with_a_parquet_column_is_run(tmp_path: Path, extension: str) -> None:
+    field = pyarrow.field(
+        "text",
+        pyarrow.string(),
+        metadata={
+            "ARROW:extension:name": extension,
+            "ARROW:extension:metadata": pickle.dumps(Payload(str(tmp_path / "ran"))),
+        },
+    )
+    table = pyarrow.Table.from_arrays([pyarrow.array(["one", "two"])], schema=pyarrow.schema([field]))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [{"text": "one"}, {"text": "two"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 @pytest.mark.parametrize("chunk", range(1, 7))
@@ -233,7 +325,7 @@ def test_one_line_that_is_not_utf8_among_good_ones_is_a_row(tmp_path: Path) -> N
     assert [value is not None for value in values(path)] == [True, False, True]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputMissing, match=name):
         list(read_rows(tmp_path / name))
@@ -241,8 +333,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 
 def test_without_pyarrow_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"finetune-operator\[trainer\]"):
-        list(read_rows(tmp_path / "a.parquet"))
+    for name in ("a.parquet", "a.jsonl.zst"):
+        with pytest.raises(UsageError, match=r"finetune-operator\[trainer\]"):
+            list(read_rows(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -250,6 +343,11 @@ def test_without_pyarrow_the_error_names_what_to_install(tmp_path: Path, monkeyp
     [
         ("a.jsonl", ".jsonl"),
         ("A.JSON.GZ", ".json"),
+        ("a.ndjson.zst", ".ndjson"),
+        ("a.gz", ""),
+        ("a.jsonl.bz2", ""),
+        ("dataset.arrow", ""),
+        ("data.pkl", ""),
         ("x.parquet.gz", ""),
         ("README.md", ""),
         ("script.py", ""),
@@ -257,7 +355,7 @@ def test_without_pyarrow_the_error_names_what_to_install(tmp_path: Path, monkeyp
     ],
 )
 def test_the_ending_says_how_a_file_is_written(name: str, suffix: str) -> None:
-    assert data_suffix(Path(name)) == suffix
+    assert data_suffix(name) == suffix
 
 
 JSON = st.recursive(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from finetune_trainer.contract.vocabulary import Overlong
@@ -41,15 +43,23 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
     return tiny_tokenizer(templates.GEMMA, bos="<bos>", eos="<eos>", special=("<start_of_turn>", "<end_of_turn>"))
 
 
+def zephyr_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer(templates.ZEPHYR, bos="<s>", eos="</s>")
+
+
 def phi3_tokenizer() -> PreTrainedTokenizerFast:
     special = ("<|end|>", "<|user|>", "<|assistant|>")
     return tiny_tokenizer(templates.PHI3, bos="<s>", eos="<|endoftext|>", special=special)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, conversation: Conversation, *, train_on_prompt: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: Conversation,
+    *,
+    train_on_prompt: bool = False,
+    mask_history: bool = False,
 ) -> list[Encoded]:
-    template = ChatTemplate(tokenizer, train_on_prompt=train_on_prompt)
+    template = ChatTemplate(tokenizer, train_on_prompt=train_on_prompt, mask_history=mask_history)
     return Encoder(tokenizer, 4096, Overlong.TRUNCATE).encode(template.render(conversation))
 
 
@@ -78,6 +88,7 @@ CASES = {
     "mistral": (mistral_tokenizer(), TWO_TURNS, [f" {FIRST}</s>", f" {SECOND}</s>"]),
     "gemma": (gemma_tokenizer(), TWO_TURNS, [f"{FIRST}<end_of_turn>", f"{SECOND}<end_of_turn>"]),
     "phi 3": (phi3_tokenizer(), TWO_TURNS, [f"{FIRST}<|end|>", f"{SECOND}<|end|>\n<|endoftext|>"]),
+    "zephyr": (zephyr_tokenizer(), [SYSTEM, *TWO_TURNS], [f"{FIRST}</s>", f"{SECOND}</s>"]),
     "no generation prompt": (
         tiny_tokenizer(templates.NO_GENERATION_PROMPT),
         TWO_TURNS,
@@ -152,6 +163,52 @@ def test_train_on_prompt_trains_everything_but_the_first_token(case: str) -> Non
     (sample,) = encode(tokenizer, Conversation(tuple(messages)), train_on_prompt=True)
     assert not sample.trained[0]
     assert sample.trained[1:].all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mask_history_trains_the_last_answer_alone(case: str) -> None:
+    tokenizer, messages, expected = CASES[case]
+    (sample,) = encode(tokenizer, Conversation(tuple(messages)), mask_history=True)
+    assert pieces(tokenizer, sample) == expected[-1:]
+
+
+def test_mask_history_of_a_template_that_rewrites_earlier_turns_is_one_sample() -> None:
+    tokenizer = tiny_tokenizer(templates.REASONING)
+    (sample,) = encode(tokenizer, Conversation(tuple(TWO_TURNS)), mask_history=True)
+    assert pieces(tokenizer, sample) == [f"<think>\n\n</think>\n\n{SECOND}<|im_end|>"]
+    assert FIRST in str(tokenizer.decode(sample.input_ids))
+    # With a turn behind the last answer, the text ends with that answer.
+    (other,) = encode(tokenizer, Conversation((*TWO_TURNS, QUESTION)), mask_history=True)
+    assert other.input_ids.tolist() == sample.input_ids.tolist()
+
+
+TEMPLATES = {
+    "chatml": tiny_tokenizer(),
+    "llama 3": llama3_tokenizer(),
+    "mistral": mistral_tokenizer(),
+    "gemma": gemma_tokenizer(),
+    "zephyr": zephyr_tokenizer(),
+    "marked": tiny_tokenizer(templates.MARKED_CONTENT),
+}
+ENDS = {"llama 3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>", "zephyr": "</s>"}
+SAID = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"], exclude_characters="<>[]|"), min_size=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(TEMPLATES)), st.lists(st.tuples(SAID, SAID), min_size=1, max_size=3))
+def test_whatever_is_said_the_answers_are_trained_and_nothing_else(name: str, turns: list[tuple[str, str]]) -> None:
+    tokenizer = TEMPLATES[name]
+    turns = [(question.strip() or "q", answer.strip() or "a") for question, answer in turns]
+    messages = [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    (sample,) = encode(tokenizer, Conversation(tuple(messages)))
+    end = ENDS.get(name, "<|im_end|>")
+    # Mistral writes a space before an answer, and no header that would end the prompt.
+    lead = " " if name == "mistral" else ""
+    assert pieces(tokenizer, sample) == [f"{lead}{answer}{end}" for _, answer in turns]
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])

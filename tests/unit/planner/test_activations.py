@@ -30,7 +30,7 @@ from finetune_operator.planner.activations import (
 )
 from finetune_operator.planner.shapes import read_model
 from finetune_operator.planner.workload import Batch, Workload
-from finetune_trainer.contract import LayerSelection, Selection, select
+from finetune_trainer.contract import LayerSelection, Selection, adapter_shapes, select
 from finetune_trainer.contract.config import LoraConfig
 from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant, Method, Optimizer, Precision
 from finetune_trainer.layers import apply_selection, layout_of
@@ -66,7 +66,7 @@ def prepared(
         apply_selection(model, selection.parameters)
         return model
     lora = LoraConfig(rank=RANK, alpha=16, dropout=0.0, variant=variant, bias=LoraBias.NONE)
-    tuned = add_adapters(model, layout, selection, lora)
+    tuned = add_adapters(model, layout, selection, lora, adapter_shapes(selection, rank=RANK, alpha=16))
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -118,7 +118,7 @@ def compare(
         precision=precision,
         optimizer=Optimizer.ADAMW,
         packing=packed,
-        rank=RANK if method.uses_lora else 0,
+        adapters=adapter_shapes(selection, rank=RANK, alpha=16),
         variant=variant,
     )
     blocks = model.shape.blocks - work.lowest

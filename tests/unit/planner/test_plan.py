@@ -143,9 +143,21 @@ def test_a_named_strategy_is_kept_and_its_stage_chosen() -> None:
     assert "with ddp" in refusal(parallelism={"strategy": "ddp"}, **eight)
 
 
-def test_a_quantized_base_is_not_sharded() -> None:
-    message = refusal(method="qlora", gpu_memory=6 * GIB, resources={"gpus": 8}, strategies=ALL)
-    assert "with ddp" in message
+def test_a_quantized_base_is_sharded_only_where_the_trainer_can() -> None:
+    small = {"method": "qlora", "gpu_memory": 6 * GIB, "resources": {"gpus": 8}}
+    assert planned(**small).plan.zero_stage == 3
+    message = refusal(**small, quantization={"type": "int8"})
+    assert "ZeRO-2" in message and "ZeRO-3" not in message and "fsdp" not in message
+
+
+def test_what_a_plan_offloads_stands_in_it() -> None:
+    found = planned(method="full", gpu_memory=16 * GIB, resources={"gpus": 8}).plan
+    assert (found.zero_stage, found.offload_optimizer, found.offload_parameters) == (3, True, True)
+    asked = {"strategy": "deepspeed", "zeroStage": 2, "offload": {"optimizer": "cpu"}}
+    named = planned(method="full", parallelism=asked, resources={"gpus": 8}).plan
+    assert (named.zero_stage, named.offload_optimizer, named.offload_parameters) == (2, True, False)
+    # Adafactor needs whole matrices, which no strategy that shards has.
+    assert "with ddp" in refusal(method="full", training={"optimizer": "adafactor"}, resources={"gpus": 8})
 
 
 def test_what_does_not_fit_is_told_in_parts_and_with_what_would() -> None:
@@ -154,7 +166,9 @@ def test_what_does_not_fit_is_told_in_parts_and_with_what_would() -> None:
     assert "1 rows of 2048 tokens at a time and gradient checkpointing on" in message
     assert "a GPU of 80.0 GiB has 77.6 GiB to give" in message
     assert "It would fit with: method: lora (" in message and "; method: qlora (" in message
-    assert "resources.gpus" not in message, "more GPUs do not help where nothing can be sharded"
+    assert "resources.gpus: 2 (ZeRO-3, " in message
+    whole = refusal(method="full", strategies=frozenset({Strategy.SINGLE, Strategy.DDP}))
+    assert "resources.gpus" not in whole, "more GPUs do not help where nothing can be sharded"
 
 
 @pytest.mark.parametrize(
@@ -236,10 +250,11 @@ def test_a_selection_and_its_notes_come_along() -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"dataset": {"format": "preference"}}, "spec.dataset.format: preference data"),
-        ({"evaluation": {"metrics": ["perplexity", "bleu", "rouge"]}}, "spec.evaluation.metrics: bleu, rouge cannot"),
-        ({"parallelism": {"strategy": "deepspeed"}}, "spec.parallelism.strategy: deepspeed cannot be run yet"),
-        ({"parallelism": {"strategy": "fsdp"}}, "spec.parallelism.strategy: fsdp cannot be run yet"),
+        ({"parallelism": {"strategy": "fsdp"}}, "spec.parallelism.strategy: fsdp divides a model among GPUs"),
+        (
+            {"parallelism": {"strategy": "fsdp"}, "training": {"optimizer": "adamw_8bit"}, "resources": {"gpus": 2}},
+            "spec.training.optimizer: adamw_8bit does not know the sharded tensors of fsdp",
+        ),
         ({"method": "prompt", "dataset": {"packing": True}}, "spec.dataset.packing: method prompt"),
         ({"method": "prefix", "training": {"gradientCheckpointing": "always"}}, "spec.training.gradientCheckpointing"),
         ({"method": "ia3", "layers": {"also": ["norm"]}}, "spec.layers.also: method ia3"),
@@ -255,11 +270,14 @@ def test_what_the_trainer_cannot_do_is_refused_by_field(parts: dict[str, Any], w
     assert words in str(caught.value)
 
 
-def test_a_quantized_base_cannot_be_sharded_whatever_the_trainer_can_do() -> None:
-    with pytest.raises(NotSupported, match=r"spec\.parallelism\.strategy: fsdp cannot shard a quantized base"):
-        planned(method="qlora", parallelism={"strategy": "fsdp"}, strategies=ALL)
+def test_a_strategy_that_cannot_divide_the_job_is_refused() -> None:
+    int8 = {"method": "qlora", "quantization": {"type": "int8"}, "resources": {"gpus": 2}}
+    with pytest.raises(NotSupported, match=r"spec\.quantization\.type: fsdp cannot divide int8 weights"):
+        planned(parallelism={"strategy": "fsdp"}, **int8)
     with pytest.raises(NotSupported, match=r"spec\.parallelism\.strategy: deepspeed needs GPUs"):
-        planned(parallelism={"strategy": "deepspeed"}, resources={"gpus": 0}, strategies=ALL)
+        planned(parallelism={"strategy": "deepspeed"}, resources={"gpus": 0})
+    with pytest.raises(NotSupported, match="fsdp cannot be run by this trainer"):
+        planned(parallelism={"strategy": "fsdp"}, strategies=frozenset({Strategy.SINGLE}))
 
 
 def test_prefix_tuning_never_recomputes() -> None:
@@ -272,4 +290,4 @@ def test_a_job_is_planned_from_its_models_configuration() -> None:
     with pytest.raises(UnknownArchitecture):
         plan_job(spec(method="lora"), {"model_type": "mamba"}, gpu_memory=CARD)
     with pytest.raises(NotSupported):
-        plan_job(spec(evaluation={"metrics": ["bleu"]}), {"model_type": "mamba"}, gpu_memory=CARD)
+        plan_job(spec(parallelism={"strategy": "fsdp"}), {"model_type": "mamba"}, gpu_memory=CARD)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.render import config_map, trainer_config
+from finetune_operator.render.volumes import volumes
 from finetune_operator.settings import TrainerDefaults
 from finetune_trainer.contract import TrainerConfig
 from tests.builders import UID, plan
@@ -38,6 +39,81 @@ def test_blocks_are_there_when_the_method_needs_them(method: str, lora: bool, qu
     full = trainer_config(make(method="full"))
     assert full.lora is None
     assert full.quantization is None
+
+
+@pytest.mark.parametrize(
+    ("method", "prompt", "expected"),
+    [
+        ("prefix", None, {"virtualTokens": 20, "initialization": "random", "projection": False}),
+        ("prompt", {"initialization": "vocabulary"}, {"virtualTokens": 20, "initialization": "vocabulary"}),
+        ("adapter", None, {"virtualTokens": 10}),
+        ("adapter", {"virtualTokens": 3}, {"virtualTokens": 3}),
+        ("prefix", {"projection": True, "projectionSize": 9}, {"projection": True, "projectionSize": 9}),
+    ],
+)
+def test_trained_positions_depend_on_the_method(
+    method: str, prompt: dict[str, Any] | None, expected: dict[str, Any]
+) -> None:
+    config = json.loads(trainer_config(make(method=method, prompt=prompt)).to_json())
+    assert {name: config["prompt"][name] for name in expected} == expected
+    assert trainer_config(make(method="ia3")).prompt is None
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, (0.0, 1, 1.0, 0.1, "linear")),
+        ({"scheduler": "cosine_with_min_lr"}, (0.1, 1, 1.0, 0.1, "linear")),
+        (
+            {"scheduler": "cosine_with_min_lr", "schedulerOptions": {"minLearningRateRatio": 0.0}},
+            (0.0, 1, 1.0, 0.1, "linear"),
+        ),
+        (
+            {"scheduler": "polynomial", "schedulerOptions": {"minLearningRateRatio": 0.3, "power": 2.0}},
+            (0.3, 1, 2.0, 0.1, "linear"),
+        ),
+        ({"scheduler": "cosine_with_restarts", "schedulerOptions": {"cycles": 3}}, (0.0, 3, 1.0, 0.1, "linear")),
+        (
+            {"scheduler": "warmup_stable_decay", "schedulerOptions": {"decayRatio": 0.5, "decayType": "cosine"}},
+            (0.0, 1, 1.0, 0.5, "cosine"),
+        ),
+    ],
+)
+def test_options_of_the_scheduler_are_resolved(training: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    options = trainer_config(make(training=training)).training.scheduler_options
+    assert tuple(options.model_dump().values()) == expected
+
+
+def test_each_of_several_adapters_is_resolved_on_its_own() -> None:
+    adapters: list[dict[str, Any]] = [
+        {"name": "a"},
+        {"name": "b", "lora": {"rank": 3}, "layers": {"last": 2}, "dataset": {"uri": "pvc://claim/b.jsonl"}},
+        {"name": "c", "training": {"learningRate": 0.5, "scheduler": "cosine_with_min_lr", "maxSteps": 9}},
+    ]
+    attempt = make(adapters=adapters, lora={"rank": 8}, layers={"first": 1}, training={"epochs": 7})
+    config = trainer_config(attempt)
+    a, b, c = config.adapters
+    assert (a.name, a.lora.rank, a.lora.alpha, a.layers, a.training) == (
+        "a",
+        8,
+        16,
+        config.layers,
+        config.training,
+    )
+    assert (b.lora.rank, b.lora.alpha, b.layers and b.layers.last) == (3, 6, 2)
+    assert [source.uri for source in b.dataset.sources] == ["pvc://claim/b.jsonl"]
+    assert a.dataset == c.dataset == config.dataset
+    assert (c.training.learning_rate, c.training.max_steps, c.training.epochs) == (0.5, 9, 7)
+    assert c.training.scheduler_options.min_learning_rate_ratio == 0.1
+    assert c.training.micro_batch_size == config.training.micro_batch_size
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"] for volume in volumes(attempt) if "persistentVolumeClaim" in volume
+    ]
+    assert claims == ["claim"]
+    stages = config.stages()
+    assert [stage.run_uri for stage in stages] == [f"{config.run_uri}/adapters/{name}" for name in "abc"]
+    assert len({stage.resume_digest() for stage in stages}) == 3
+    assert config.model_copy(update={"adapters": ()}).stages()[0].run_uri == config.run_uri
 
 
 def test_layers_are_normalised() -> None:
@@ -84,15 +160,62 @@ CARRIED = [
     ("training", {"epochs": 1.5, "maxSteps": 7, "scheduler": "linear", "warmupRatio": 0.5, "weightDecay": 0.1}),
     ("training", {"optimizer": "sgd", "precision": "fp32", "maxGradNorm": 2.0, "neftuneAlpha": 5.0}),
     ("training", {"loggingSteps": 3, "seed": 1}),
+    ("training", {"warmupSteps": 9, "adamBeta1": 0.5, "adamBeta2": 0.75, "adamEpsilon": 0.125}),
+    ("lora", {"rankPattern": {"mlp": 4, "1-2.q_proj": 8}, "alphaPattern": {"mlp": 4}, "evaRho": 1.5}),
     ("dataset", {"format": "alpaca", "maxLength": 64, "overlong": "drop", "packing": False, "trainOnPrompt": True}),
     ("dataset", {"validation": {"fraction": 0.25}}),
-    ("dataset", {"cleaning": {"deduplicate": False, "minCharacters": 9, "dropInvalid": False, "maxInvalidShare": 0.5}}),
+    (
+        "dataset",
+        {
+            "cleaning": {
+                "deduplicate": False,
+                "nearDuplicates": 0.7,
+                "minCharacters": 9,
+                "dropEmptyTurns": False,
+                "dropMojibake": False,
+                "dropInvalid": False,
+                "maxInvalidShare": 0.5,
+            }
+        },
+    ),
+    ("dataset", {"maskHistory": True, "template": "chatml", "validation": {"count": 5}}),
     ("model", {"revision": "abc", "trustRemoteCode": True}),
     ("output", {"uri": "s3://else/where", "merge": "base16"}),
     ("checkpoints", {"every": 5, "unit": "epoch", "keep": 9, "resume": "never"}),
     ("evaluation", {"metrics": ["perplexity"], "compareWithBase": False, "maxSamples": 3, "generations": 0}),
     ("lora", {"rank": 3, "dropout": 0.5, "variant": "lora+", "bias": "all", "learningRateRatio": 4.0}),
 ]
+
+
+def test_names_of_columns_and_tags_arrive() -> None:
+    config = trainer_config(make(dataset={"columns": {"prompt": "ask"}, "tags": {"roleTag": "role"}}))
+    assert config.dataset.columns is not None
+    assert config.dataset.tags is not None
+    assert config.dataset.columns.model_dump(exclude_none=True) == {"prompt": "ask"}
+    assert (config.dataset.tags.role_tag, config.dataset.tags.content_tag) == ("role", "value")
+
+
+SOURCES: list[tuple[dict[str, Any], list[tuple[float, int | None]]]] = [
+    ({}, [(1.0, None)]),
+    ({"maxSamples": 7}, [(1.0, 7)]),
+    ({"uri": None, "sources": [{"uri": "s3://b/a", "maxSamples": 3}, {"uri": "s3://b/c"}]}, [(1.0, 3), (1.0, None)]),
+    (
+        {
+            "uri": None,
+            "maxSamples": 7,
+            "sources": [{"uri": "s3://b/a", "weight": 2, "maxSamples": 3}, {"uri": "s3://b/c"}],
+        },
+        [(2.0, 3), (1.0, 7)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("dataset", "expected"), SOURCES)
+def test_sources_take_what_is_said_of_all_where_they_say_nothing(
+    dataset: dict[str, Any], expected: list[tuple[float, int | None]]
+) -> None:
+    sources = trainer_config(make(dataset=dataset)).dataset.sources
+    assert [(source.weight, source.max_samples) for source in sources] == expected
 
 
 @pytest.mark.parametrize(("block", "values"), CARRIED)

@@ -110,8 +110,9 @@ def test_lora_variants_train_their_adapters_and_nothing_else(
     architecture, overrides = MODELS[model]
     lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "variant": variant.value, "bias": "none"}
     layers = {"ids": [0, 3], "modules": ["mlp"], "also": ["norm"]}
-    fitted = fit(model_folder(architecture, **overrides), quick("lora", layers, lora=lora), tmp_path)
-    assert fitted.changed() == set(trained_names(fitted.selection, variant))
+    method = "qlora" if variant is LoraVariant.LOFTQ else "lora"
+    fitted = fit(model_folder(architecture, **overrides), quick(method, layers, lora=lora), tmp_path)
+    assert fitted.changed() == set(trained_names(fitted.selection, variant, fitted.tuned.adapters))
     assert len(fitted.selection.adapted) == 6
     assert fitted.tuned.trainable == sum(fitted.before[name].numel() for name in fitted.changed())
 

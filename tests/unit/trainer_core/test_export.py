@@ -11,12 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune_trainer.contract.config import EvaluationConfig
 from finetune_trainer.errors import InputMissing, InternalError, UsageError
-from finetune_trainer.evaluate import Scores, check_gates
 from finetune_trainer.model import empty_model, read_config, read_tokenizer
 from finetune_trainer.results.artefact import BaseReference, artifact_of, export
-from finetune_trainer.results.card import write_card
 from finetune_trainer.results.delta import load_delta
 from finetune_trainer.results.verify import verify_loads
 from finetune_trainer.results.versions import library_versions
@@ -95,46 +92,8 @@ def test_an_adapter_that_lost_a_tensor_does_not_pass(model_folder: ModelFolder, 
             verify_loads(target, "adapter", fitted.layout, config)
 
 
-def test_a_card_says_how_to_load_and_what_was_measured(tmp_path: Path) -> None:
-    metrics = {"base": {"perplexity": 20.0}, "tuned": {"perplexity": 5.0, "accuracy": 0.5}}
-    write_card(tmp_path, quick("freeze", {"last": 1}), BASE, metrics, ("a tied tensor was trained",))
-    text = (tmp_path / "README.md").read_text()
-    assert 'load_delta(model, Path("delta"))' in text and "`hf://org/base` at abc123" in text
-    assert "| tuned | 0.5 | 5 |" in text and "| base |  | 20 |" in text
-    assert "- a tied tensor was trained" in text
-
-
 def test_versions_of_what_took_part() -> None:
     assert {"python", "torch", "transformers", "peft"} <= set(library_versions())
-
-
-# ---- gates and scores ----
-
-
-@pytest.mark.parametrize(
-    ("gate", "missed"),
-    [
-        ({"metric": "perplexity", "max": 5.0}, None),
-        ({"metric": "perplexity", "max": 4.0}, "perplexity is 4.482, above 4"),
-        ({"metric": "accuracy", "min": 0.25}, None),
-        ({"metric": "accuracy", "min": 0.3}, "accuracy is 0.25, below 0.3"),
-    ],
-)
-def test_gates(gate: dict[str, Any], missed: str | None) -> None:
-    evaluation = EvaluationConfig.model_validate({"metrics": [], "compare_with_base": False, "gates": [gate]})
-    scores = Scores(loss=1.5, correct=5, tokens=20)
-    if missed is None:
-        check_gates(evaluation, scores)
-    else:
-        with pytest.raises(UsageError, match=missed):
-            check_gates(evaluation, scores)
-    with pytest.raises(UsageError, match="no token to score"):
-        check_gates(evaluation, None)
-
-
-def test_a_hopeless_perplexity_is_infinite_and_misses_its_gate() -> None:
-    scores = Scores(loss=1e4, correct=0, tokens=1)
-    assert scores.perplexity == float("inf")
 
 
 # ---- reading a base model ----

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from finetune_trainer.contract.vocabulary import Method, Optimizer
+from finetune_trainer.distributed import Sharding
 from finetune_trainer.errors import UsageError
 from finetune_trainer.layers import apply_selection, layout_of
 from finetune_trainer.sanity import (
     CHECKED_STEPS,
     GradientCheck,
-    gradient_norms,
     group_of,
     learning_rate_warning,
     parameter_groups,
@@ -55,8 +55,8 @@ def test_gradient_norms_are_taken_over_groups() -> None:
     for parameter, value in zip(groups["block 1"], (3.0, 4.0), strict=True):
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[0, 0] = value
-    assert gradient_norms(groups) == {"block 1": 5.0, "head": 0.0}
-    assert gradient_norms(groups, scale=2.0)["block 1"] == 2.5
+    assert Sharding().gradient_norms(groups) == {"block 1": 5.0, "head": 0.0}
+    assert Sharding().gradient_norms(groups, scale=2.0)["block 1"] == 2.5
 
 
 def test_a_group_passes_once_it_has_learnt() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from finetune_trainer.data import Collator
-from finetune_trainer.evaluate import score
+from finetune_trainer.evaluation import score
 from finetune_trainer.model import autocast
 from tests.trainer_jobs import fit, save_tiny_model, token_rows, trainer_config
 

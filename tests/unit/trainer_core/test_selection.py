@@ -229,12 +229,33 @@ def test_bitfit_takes_biases_only() -> None:
         select(layout(), Method.BITFIT, None)
 
 
-def test_lora_takes_linear_layers_only() -> None:
+def test_lora_takes_linear_layers_and_says_that_experts_are_left_out() -> None:
     selection = select(layout(experts=True), Method.LORA, LayerSelection(ids=(1,)))
     assert set(inner(selection.adapted, 1)) == set(LINEARS)
-    assert selection.parameters == ()
+    assert selection.parameters == selection.adapted_experts == ()
+    assert "the fused experts carry no adapters" in selection.notes[0]
+    assert select(layout(), Method.LORA, None).notes == ()
     with pytest.raises(SelectionError, match=r"no linear layer .* those that can are: q_proj"):
-        select(layout(experts=True), Method.LORA, LayerSelection(modules=("experts",)))
+        select(layout(experts=True), Method.LORA, LayerSelection(modules=("input_layernorm",)))
+
+
+@pytest.mark.parametrize(
+    ("modules", "adapted", "experts"),
+    [
+        (("experts",), (), ("gate_up_proj", "down_proj")),
+        (("experts.down_proj",), (), ("down_proj",)),
+        (("mlp",), ("mlp.up_proj", "mlp.down_proj"), ("gate_up_proj", "down_proj")),
+        (("down_proj", "q_proj"), ("self_attn.q_proj", "mlp.down_proj"), ("down_proj",)),
+        (("self_attn.v_proj",), ("self_attn.v_proj",), ()),
+    ],
+)
+def test_experts_carry_adapters_where_a_word_names_them(
+    modules: tuple[str, ...], adapted: tuple[str, ...], experts: tuple[str, ...]
+) -> None:
+    selection = select(layout(experts=True), Method.LORA, LayerSelection(ids=(2,), modules=modules))
+    assert selection.adapted == tuple(f"model.layers.2.{name}" for name in adapted)
+    assert selection.adapted_experts == tuple(f"model.layers.2.mlp.experts.{name}" for name in experts)
+    assert selection.notes == ()
 
 
 @pytest.mark.parametrize(("bias", "count"), [(LoraBias.NONE, 0), (LoraBias.LORA_ONLY, 1), (LoraBias.ALL, 8)])

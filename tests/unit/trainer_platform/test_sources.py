@@ -155,14 +155,27 @@ def test_data_files(tmp_path: Path, store: ObjectStore, workspace: Workspace) ->
         "a.parquet",
         "sub/c.csv",
         "d.txt",
+        "e.jsonl.gz",
+        "f.NDJSON.zst",
         "README.md",
+        "load.py",
+        "rows.pkl",
+        "data.arrow",
+        "g.parquet.gz",
         ".hidden.json",
         "sub/.git/x.json",
         "_meta/x.json",
     )
     folder = make(tmp_path / "data", dict.fromkeys(files, b""))
     found = fetch_dataset(f"file://{folder}", store, workspace)
-    assert [path.relative_to(folder).as_posix() for path in found] == ["a.parquet", "b.jsonl", "d.txt", "sub/c.csv"]
+    assert [path.relative_to(folder).as_posix() for path in found] == [
+        "a.parquet",
+        "b.jsonl",
+        "d.txt",
+        "e.jsonl.gz",
+        "f.NDJSON.zst",
+        "sub/c.csv",
+    ]
     assert fetch_dataset(f"file://{folder}/d.txt", store, workspace) == [folder / "d.txt"]
     with pytest.raises(UsageError, match=r"README\.md: data sets are files that end in \.jsonl"):
         fetch_dataset(f"file://{folder}/README.md", store, workspace)
@@ -191,7 +204,7 @@ def test_a_model_from_the_hub(
     monkeypatch.setenv("HF_TOKEN", "hf_token_of_a_test")
     files = fetch_model(model("hf://org/model", revision="main"), store, workspace)
     assert files.revision == COMMIT
-    assert sorted(path.name for path in files.path.iterdir()) == sorted(MODEL)
+    assert sorted(path.name for path in files.path.iterdir()) == sorted([*MODEL, "README.md"])
     assert hub.tokens == {"Bearer hf_token_of_a_test"}
     before = list(hub.downloads)
     assert fetch_model(model("hf://org/model", revision=COMMIT), store, workspace) == files

@@ -43,6 +43,7 @@ def test_many_nodes() -> None:
     assert environment == {
         "KEPT": "yes",
         "OMP_NUM_THREADS": "7",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "RANK": "29",
         "LOCAL_RANK": "5",
         "WORLD_SIZE": "32",

@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_trainer.contract import CheckpointManifest, FileEntry, TrainerConfig
-from finetune_trainer.errors import InputMissing, UsageError
-from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri
+from finetune_trainer.errors import InputMissing, TrainerError, UsageError
+from finetune_trainer.storage import BUCKET_MISSING, MANIFEST, CorruptObject, ObjectStore, S3Uri
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -111,6 +111,7 @@ class CheckpointStore:
             try:
                 self._store.get_tree(candidate.uri, candidate.manifest.files, folder)
             except (CorruptObject, InputMissing) as error:
+                _raise_if_bucket_missing(error)
                 self._corrupt[candidate.step] = error.message
                 self._pass_over(candidate.step, error.message)
             else:
@@ -167,6 +168,7 @@ class CheckpointStore:
         try:
             manifest = CheckpointManifest.model_validate_json(self._store.get_bytes(uri.child(MANIFEST)))
         except (ValidationError, UsageError, InputMissing) as error:
+            _raise_if_bucket_missing(error)
             return f"its manifest cannot be read: {str(error).splitlines()[0]}"
         if manifest.uid != self._uid:
             return f"it belongs to another job (uid {manifest.uid})"
@@ -182,3 +184,9 @@ class CheckpointStore:
     def _pass_over(self, step: int, reason: str) -> None:
         logger.warning("checkpoint %s cannot be used: %s", self._folder(step), reason)
         self.passed_over = (*self.passed_over, PassedOver(step, self._folder(step), reason))
+
+
+def _raise_if_bucket_missing(error: Exception) -> None:
+    """One object that is gone is a broken checkpoint; a bucket that is gone says nothing of any of them."""
+    if isinstance(error, TrainerError) and error.reason == BUCKET_MISSING:
+        raise error

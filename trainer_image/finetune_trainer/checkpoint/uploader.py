@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.checkpoint.nodes import NodeCheckpoints
 from finetune_trainer.checkpoint.store import CheckpointRef, CheckpointStore
 from finetune_trainer.errors import InternalError, TrainerError
 
@@ -31,7 +32,7 @@ class BackgroundUploader:
     slow store never holds up the training. One failed upload is a warning; the next checkpoint tries again.
     """
 
-    def __init__(self, checkpoints: CheckpointStore, keep: int) -> None:
+    def __init__(self, checkpoints: CheckpointStore | NodeCheckpoints, keep: int) -> None:
         self._checkpoints = checkpoints
         self._keep = keep
         self._state = threading.Condition()
@@ -112,8 +113,10 @@ class BackgroundUploader:
                 shutil.rmtree(request.folder, ignore_errors=True)
             self._record(request, done, error)
 
-    def _upload(self, request: _Request) -> CheckpointRef:
+    def _upload(self, request: _Request) -> CheckpointRef | None:
         done = self._checkpoints.upload(request.step, request.folder, request.world_size)
+        if done is None:
+            return None
         logger.info("checkpoint of step %d is complete: %s", done.step, done.uri)
         try:
             self._checkpoints.prune(self._keep)

@@ -53,6 +53,8 @@ class BaseModelRecord(ContractModel):
     """The model class, such as `LlamaForCausalLM`."""
     parameters: int
     """Number of parameters."""
+    licence: str | None = None
+    """What the base model's card says of its licence; None where there is no card, or it says nothing."""
 
 
 class DataReport(ContractModel):
@@ -70,26 +72,60 @@ class DataReport(ContractModel):
     """Training samples after cleaning."""
     validation_samples: int = 0
     """Held-out samples."""
+    classes: dict[str, int] = Field(default_factory=dict)
+    """Training samples of each class, or of each judgement (`liked`, `disliked`)."""
     invalid: int = 0
-    """Rows that could not be used."""
-    invalid_examples: tuple[str, ...] = ()
-    """The first few of them: file, line, what was wrong."""
+    """Rows that could not be used, those of a broken encoding left out."""
+    encoding: int = 0
+    """Rows dropped because their bytes are not UTF-8, or were decoded with the wrong encoding before they came here."""
+    empty_turns: int = 0
+    """Rows dropped because the user or the assistant says nothing in one of their turns."""
+    short: int = 0
+    """Rows dropped because their answers were shorter than `cleaning.minCharacters`."""
     duplicates: int = 0
     """Rows dropped because they equal an earlier one."""
-    short: int = 0
-    """Rows dropped because they were shorter than `cleaning.minCharacters`."""
+    near_duplicates: int = 0
+    """Rows dropped because they resemble an earlier one as closely as `cleaning.nearDuplicates` says."""
     leaked: int = 0
     """Training rows dropped because they also stand in the validation data."""
+    near_leaked: int = 0
+    """Training rows dropped because they resemble one of the validation data."""
     truncated: int = 0
     """Samples cut at the maximum length."""
     dropped_overlong: int = 0
     """Samples dropped because they were longer than the maximum length."""
+    examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """For each of the counts above, by its name, the first few rows: file, line, and what was found."""
     tokens: int = 0
     """Tokens of the training samples."""
     trained_tokens: int = 0
     """Of these, tokens that the loss is taken over."""
     padding_share: float = 0.0
     """Share of positions that hold padding, 0 to 1."""
+
+
+class MergeReport(ContractModel):
+    """What merging changed: the merged model against the adapter on the base it was trained on, on random tokens."""
+
+    into: str
+    """`base16` or `dequantized`."""
+    largest_logit_difference: float
+    largest_logit: float
+    """Of the adapter on its base, to compare with."""
+    same_first_choice: float
+    """Share of positions at which both choose the same next token, 0 to 1."""
+
+
+class AdapterRecord(ContractModel):
+    """One of several adapters of a run, with a result manifest of its own in `adapters/<name>`."""
+
+    name: str
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of that manifest."""
+    trainable_parameters: int
+    steps: int
+    """Optimizer steps."""
+    evaluation: EvaluationResult | None = None
 
 
 class ResultManifest(ContractModel):
@@ -123,10 +159,17 @@ class ResultManifest(ContractModel):
     train_loss: float
     """Mean over the last logging window."""
     evaluation: EvaluationResult | None = None
+    merged: MergeReport | None = None
+    """Of the stand-alone model in `merged/`, where the job asked for one."""
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    """The trainer's configuration, as `TrainerConfig` writes it. It holds no secret."""
     versions: dict[str, str]
     """Version of every library that had a part in it."""
     notes: tuple[str, ...] = ()
     """What a reader should know, such as that a tied tensor was trained."""
+    adapters: tuple[AdapterRecord, ...] = ()
+    """Of a job with several adapters. Counts are then sums over them, and the rest of their data, modules and
+    evaluation stands in their own manifests."""
     files: tuple[FileEntry, ...]
 
 

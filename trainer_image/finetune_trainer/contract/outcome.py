@@ -49,6 +49,15 @@ class ExitCode(IntEnum):
 USER_ERRORS = frozenset({ExitCode.USAGE, ExitCode.DATA, ExitCode.NO_INPUT, ExitCode.NO_PERMISSION, ExitCode.CONFIG})
 
 
+class AdapterResult(ContractModel):
+    """One of several adapters of a run; it lies at `<uri>/adapters/<name>` with a manifest of its own."""
+
+    name: str
+    trainable_parameters: int = Field(ge=0)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Of the tuned model on this adapter's held-out data."""
+
+
 class RunResult(ContractModel):
     """What a successful run produced."""
 
@@ -66,6 +75,8 @@ class RunResult(ContractModel):
     """Metrics on held-out data."""
     merged_uri: str | None = None
     """Where the stand-alone model is, when one was asked for."""
+    adapters: tuple[AdapterResult, ...] = ()
+    """In the order of the job's list, where it has one."""
 
 
 class TerminationMessage(ContractModel):

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from finetune_trainer.contract.base import ContractModel
 from finetune_trainer.contract.layout import ModelLayout, ParameterInfo, ParameterKind
-from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant, Method, UnfreezeOrder, Unit
+from finetune_trainer.contract.vocabulary import LoraBias, Method, UnfreezeOrder, Unit
 
 SELECTORS = ("last", "first", "ids", "ranges", "every", "all")
 ALSO = ("lm_head", "embeddings", "norm")
@@ -90,6 +90,8 @@ class Selection:
     """Paths of the modules that `also` names: with adapters they are trained and saved in full beside them."""
     notes: tuple[str, ...]
     """What a user should know about this selection."""
+    adapted_experts: tuple[str, ...] = ()
+    """Paths of the tensors of fused experts that carry low-rank adapters, one for each expert, in the model's order."""
 
 
 def resolve_blocks(layers: LayerSelection, count: int) -> tuple[int, ...]:
@@ -141,7 +143,10 @@ def select(
     Raises SelectionError when a word matches nothing in the model or nothing would be trained.
     """
     chosen = layers or LayerSelection()
-    blocks = resolve_blocks(chosen, layout.block_count)
+    alone = method is Method.HEAD and all(getattr(chosen, name) in (None, False) for name in SELECTORS)
+    if alone and chosen.modules:
+        raise SelectionError("spec.layers.modules", f"of which blocks? Set one of {', '.join(SELECTORS)} as well")
+    blocks = () if alone else resolve_blocks(chosen, layout.block_count)
     notes: list[str] = []
     saved = tuple(dict.fromkeys(_resolve_also(layout, word, notes) for word in chosen.also))
     beside = {p.path for module in saved for p in layout.of_module(module)}
@@ -151,12 +156,14 @@ def select(
         saved = ()
     elif method.trains_base_weights:
         trained = {p.path for p in inside} | beside
+        if method is Method.HEAD and layout.output_embeddings is not None:
+            trained |= {p.path for p in layout.of_module(layout.output_embeddings)}
     elif method.uses_lora:
         trained = beside | _lora_biases(layout, inside, bias)
     else:
         trained = beside
-    adapted = tuple(p.module for p in inside) if method.uses_lora else ()
-    if method.uses_lora and not adapted:
+    adapted, experts = _carriers(inside, chosen.modules, notes) if method.uses_lora else ((), ())
+    if method.uses_lora and not adapted and not experts:
         raise SelectionError(
             "spec.layers.modules",
             "no linear layer among the selected modules can carry an adapter; "
@@ -165,7 +172,18 @@ def select(
     if method.trains_base_weights and not trained:
         raise SelectionError("spec.layers", "nothing is trained; select at least one block or name something in also")
     ordered = tuple(p.path for p in layout.parameters if p.path in trained)
-    return Selection(blocks, ordered, adapted, saved, tuple(notes))
+    return Selection(blocks, ordered, adapted, saved, tuple(notes), experts)
+
+
+def _carriers(
+    inside: Sequence[ParameterInfo], modules: Sequence[str], notes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The modules, and the tensors of fused experts, that carry adapters. Experts do where a word names them: an
+    adapter for each of a hundred experts is more than somebody expects who named nothing."""
+    fused = tuple(p.path for p in inside if p.kind is ParameterKind.EXPERTS)
+    if fused and not modules:
+        notes.append("the fused experts carry no adapters; name them in layers.modules (experts) to train them too")
+    return tuple(p.module for p in inside if p.kind in LORA_KINDS), fused if modules else ()
 
 
 def _is_whole_model(layers: LayerSelection | None) -> bool:
@@ -183,7 +201,7 @@ def _inside_blocks(
         candidates = _only_biases(layout, candidates)
     matched = _match_modules(layout, candidates, modules)
     if method.uses_lora:
-        return tuple(p for p in matched if p.kind in LORA_KINDS)
+        return tuple(p for p in matched if p.kind in LORA_KINDS or p.kind is ParameterKind.EXPERTS)
     return tuple(matched)
 
 
@@ -282,21 +300,5 @@ def _lora_biases(layout: ModelLayout, inside: Sequence[ParameterInfo], bias: Lor
     if bias is LoraBias.NONE:
         return set()
     if bias is LoraBias.ALL:
-        return {p.path for p in layout.parameters if p.path.endswith("bias")}
+        return {p.path for p in layout.parameters if p.path.endswith(".bias")}
     return {f"{p.module}.bias" for p in inside if f"{p.module}.bias" in layout.by_path}
-
-
-def count_trainable(
-    layout: ModelLayout, selection: Selection, *, rank: int = 0, variant: LoraVariant = LoraVariant.STANDARD
-) -> int:
-    """Number of trained elements: the selected tensors, and rank x (in + out) for every adapted layer.
-
-    A rank-r adapter of a layer (out, in) is a pair A (r, in), B (out, r) (Hu et al. 2021, arXiv:2106.09685, section 4);
-    DoRA adds a magnitude vector of `out` elements (Liu et al. 2024, arXiv:2402.09353, section 4).
-    """
-    total = sum(layout.by_path[path].size for path in selection.parameters)
-    for module in selection.adapted:
-        weight = layout.by_path[f"{module}.weight"]
-        out, inputs = weight.shape if weight.kind is ParameterKind.LINEAR else weight.shape[::-1]
-        total += rank * (out + inputs) + (out if variant is LoraVariant.DORA else 0)
-    return total

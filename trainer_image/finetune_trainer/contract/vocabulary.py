@@ -17,6 +17,7 @@ class Method(StrEnum):
     PROMPT = "prompt"
     ADAPTER = "adapter"
     IA3 = "ia3"
+    HEAD = "head"
 
     @property
     def uses_lora(self) -> bool:
@@ -26,7 +27,42 @@ class Method(StrEnum):
     @property
     def trains_base_weights(self) -> bool:
         """Whether the selected tensors of the model itself are trained, rather than something beside them."""
-        return self in (Method.FULL, Method.FREEZE, Method.BITFIT)
+        return self in (Method.FULL, Method.FREEZE, Method.BITFIT, Method.HEAD)
+
+
+class Objective(StrEnum):
+    """What is learnt from the data: given answers, or which of two answers people prefer."""
+
+    SFT = "sft"
+    DPO = "dpo"
+    KTO = "kto"
+    ORPO = "orpo"
+    SIMPO = "simpo"
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether it learns from judged answers."""
+        return self is not Objective.SFT
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the tuned model is compared with the one before tuning in every step."""
+        return self in (Objective.DPO, Objective.KTO)
+
+
+class PreferenceLoss(StrEnum):
+    """Of a pair's margin, for `dpo`."""
+
+    SIGMOID = "sigmoid"
+    HINGE = "hinge"
+    IPO = "ipo"
+
+
+class HeadTask(StrEnum):
+    """What a head on the model predicts of a text."""
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
 
 
 class DatasetFormat(StrEnum):
@@ -36,8 +72,18 @@ class DatasetFormat(StrEnum):
     MESSAGES = "messages"
     SHAREGPT = "sharegpt"
     ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt-completion"
     TEXT = "text"
     PREFERENCE = "preference"
+    UNPAIRED = "unpaired"
+    LABELED = "labeled"
+
+
+class ChatTemplateName(StrEnum):
+    """Chat templates for models that come without one."""
+
+    CHATML = "chatml"
+    ALPACA = "alpaca"
 
 
 class Overlong(StrEnum):
@@ -55,6 +101,8 @@ class LoraVariant(StrEnum):
     RSLORA = "rslora"
     PISSA = "pissa"
     OLORA = "olora"
+    EVA = "eva"
+    LOFTQ = "loftq"
     LORA_PLUS = "lora+"
 
 
@@ -100,15 +148,43 @@ class Scheduler(StrEnum):
     COSINE_WITH_RESTARTS = "cosine_with_restarts"
     POLYNOMIAL = "polynomial"
     INVERSE_SQRT = "inverse_sqrt"
+    COSINE_WITH_MIN_LR = "cosine_with_min_lr"
+    WARMUP_STABLE_DECAY = "warmup_stable_decay"
+
+
+class DecayType(StrEnum):
+    """How the learning rate falls at the end of `warmup_stable_decay` (transformers' names)."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    ONE_SQRT = "1-sqrt"
+
+
+class PromptInit(StrEnum):
+    """What the trained positions of `prompt` start from."""
+
+    RANDOM = "random"
+    VOCABULARY = "vocabulary"
 
 
 class Optimizer(StrEnum):
-    """Optimizers by their usual names."""
+    """Optimizers by their usual names. `adamw_torch` and `paged_adamw_32bit` are transformers' names of `adamw` and
+    `paged_adamw`."""
 
     ADAMW = "adamw"
+    ADAMW_TORCH = "adamw_torch"
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW = "paged_adamw"
+    PAGED_ADAMW_32BIT = "paged_adamw_32bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+    ADEMAMIX = "ademamix"
+    ADEMAMIX_8BIT = "ademamix_8bit"
+    LION_32BIT = "lion_32bit"
+    LION_8BIT = "lion_8bit"
+    PAGED_LION_32BIT = "paged_lion_32bit"
+    PAGED_LION_8BIT = "paged_lion_8bit"
+    RMSPROP = "rmsprop"
+    ADAGRAD = "adagrad"
     ADAFACTOR = "adafactor"
     SGD = "sgd"
 
@@ -159,3 +235,11 @@ class Metric(StrEnum):
     ACCURACY = "accuracy"
     BLEU = "bleu"
     ROUGE = "rouge"
+    EXACT_MATCH = "exactMatch"
+    LOSS = "loss"
+    REWARD_ACCURACY = "rewardAccuracy"
+    REWARD_MARGIN = "rewardMargin"
+    MACRO_F1 = "macroF1"
+    MSE = "mse"
+    PEARSON = "pearson"
+    SPEARMAN = "spearman"

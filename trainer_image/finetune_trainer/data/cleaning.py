@@ -1,4 +1,4 @@
-"""Duplicates, rows that are too short, held-out rows among the training rows, and how often each row is seen. Pure."""
+"""Which rows are held out, and how often each row is seen. Pure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Entry:
     first: int
     """Number of its first sample in the store."""
     samples: int = 1
+    place: str = ""
+    """`file:line`."""
 
 
 def rank(seed: int, digest: bytes) -> int:
@@ -33,11 +35,13 @@ def rank(seed: int, digest: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=seed.to_bytes(16, "little", signed=True)).digest())
 
 
-def hold_out(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """(training, validation) entries: the share of the distinct rows with the lowest rank is held out, at least one.
+def hold_out(
+    entries: Sequence[Entry], seed: int, *, fraction: float | None = None, count: int | None = None
+) -> tuple[list[Entry], list[Entry]]:
+    """(training, validation) entries: the share, or the number, of the distinct rows with the lowest rank is held out.
 
-    The same rows are held out in whatever order they come, and equal rows stay on one side. Raises DataError where
-    there are not two distinct rows.
+    The same rows are held out in whatever order they come, and equal rows stay on one side. A share is one row at
+    least, and never all. Raises DataError where there are not two distinct rows, or not more than `count`.
     """
     ordered = sorted({entry.digest for entry in entries}, key=lambda digest: (rank(seed, digest), digest))
     if len(ordered) < 2:
@@ -45,15 +49,16 @@ def hold_out(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list
             "the data set has a single usable row, which cannot be both trained on and held out; give more rows, a "
             "validation file (spec.dataset.validation.uri), or no validation"
         )
-    count = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
+    if count is None:
+        assert fraction is not None, "one of both is given"
+        count = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
+    if count >= len(ordered):
+        raise DataError(
+            f"spec.dataset.validation.count: {count} rows cannot be held out of {len(ordered)} distinct usable ones; "
+            "use a smaller number, or a validation file (spec.dataset.validation.uri)"
+        )
     held = set(ordered[:count])
     return [e for e in entries if e.digest not in held], [e for e in entries if e.digest in held]
-
-
-def drop_leaked(training: Sequence[Entry], validation: Sequence[Entry]) -> list[Entry]:
-    """Training entries that are not validation entries as well."""
-    held = {entry.digest for entry in validation}
-    return [entry for entry in training if entry.digest not in held]
 
 
 def sample_index(entries: Sequence[Entry]) -> Index:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.data.rows import RowError
+from finetune_trainer.data.rows import EncodingError, RowError
 
 Message = dict[str, Any]
 """`role` and `content`, and what else a chat template may read, such as `tool_calls`."""
@@ -20,6 +21,27 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] | None = None
     """JSON schemas of the functions that the assistant may call."""
+    is_plain: bool = False
+    """A prompt and its completion, which a model without a chat template reads one after the other."""
+
+    def empty_turn(self) -> int | None:
+        """Number of the first turn, from 1, in which the user or the assistant says and calls nothing."""
+        for number, message in enumerate(self.messages, 1):
+            says = str(message.get("content") or "").strip() or message.get("tool_calls")
+            if message["role"] in ("user", "assistant") and not says:
+                return number
+        return None
+
+    def words(self) -> str:
+        """What is said and called. System turns are left out: a data set often has the same one in every row."""
+        parts = [str(m.get("content") or "") for m in self.messages if m["role"] != "system"]
+        calls = [json.dumps(m["tool_calls"], default=str) for m in self.messages if m.get("tool_calls")]
+        return "\n".join(parts + calls)
+
+    def texts(self) -> Iterator[str]:
+        """Every text in it, of whatever turn."""
+        for message in self.messages:
+            yield from (value for value in message.values() if isinstance(value, str))
 
     def answer_characters(self) -> int:
         """Characters of the assistant's turns, calls of tools included, surrounding blanks left out."""
@@ -39,6 +61,17 @@ class Document:
     """Plain text to continue."""
 
     text: str
+
+    def empty_turn(self) -> None:
+        """Plain text has no turns."""
+
+    def words(self) -> str:
+        """The text."""
+        return self.text
+
+    def texts(self) -> Iterator[str]:
+        """The text."""
+        yield self.text
 
     def answer_characters(self) -> int:
         """Characters, surrounding blanks left out."""
@@ -61,7 +94,7 @@ def _digest(value: object) -> bytes:
         text = json.dumps(_normalized(value), ensure_ascii=False, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
     except UnicodeEncodeError as error:
-        raise RowError(
+        raise EncodingError(
             f"holds a lone surrogate (\\u{ord(error.object[error.start]):04x}), which is no character"
         ) from None
     except RecursionError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune_trainer.contract.vocabulary import DatasetFormat
@@ -17,11 +18,18 @@ SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "assistant": "assistant",
     "system": "system",
     "function_call": "assistant",
     "observation": "tool",
     "tool": "tool",
+}
+
+
+_PAIRS = {
+    DatasetFormat.ALPACA: ("instruction", "output"),
+    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
 }
 
 
@@ -37,18 +45,21 @@ def recognise(row: Fields) -> tuple[DatasetFormat, str] | None:
                 return DatasetFormat.MESSAGES, f"rows have '{key}' of role and content"
             if "from" in turns[0]:
                 return DatasetFormat.SHAREGPT, f"rows have '{key}' of from and value"
-    for prompt, answer in (("instruction", "output"), ("prompt", "completion")):
+    for format_, (prompt, answer) in _PAIRS.items():
         if {prompt, answer} <= keys:
-            return DatasetFormat.ALPACA, f"rows have '{prompt}' and '{answer}'"
+            return format_, f"rows have '{prompt}' and '{answer}'"
     if "text" in keys:
         return DatasetFormat.TEXT, "rows have 'text'"
     return None
 
 
-def recognise_most(rows: Iterable[Fields]) -> tuple[DatasetFormat, str] | None:
-    """The format that most of these rows have, and why it was taken; the earlier one of two that are as frequent."""
-    found = Counter(match for row in rows if (match := recognise(row)))
-    return found.most_common(1)[0][0] if found else None
+def most_frequent(matches: Sequence[tuple[DatasetFormat, str] | None]) -> tuple[DatasetFormat, str] | None:
+    """The format that most rows have, and why it was taken; the earlier one of two that are as frequent."""
+    found = Counter(match for match in matches if match is not None)
+    if not found:
+        return None
+    ((format_, reason), count), *_ = found.most_common(1)
+    return format_, reason if count == len(matches) else f"{count} of the first {len(matches)} {reason}"
 
 
 def parse(format_: DatasetFormat, row: Fields) -> Sample:
@@ -77,7 +88,22 @@ def _message(turn: Fields, position: int) -> Message:
         raise RowError(f"message {position} ({role}) has no 'content'")
     # Templates add strings to the content, and a call of a tool often comes without one.
     message["content"] = content or ""
+    if "tool_calls" in message:
+        message["tool_calls"] = _arguments_as_objects(message["tool_calls"])
     return message
+
+
+def _arguments_as_objects(calls: object) -> object:
+    """OpenAI's interface has the arguments of a call as JSON text; chat templates write them as JSON themselves."""
+    calls = _maybe_json(calls)
+    return [_with_object(call) for call in calls] if isinstance(calls, list) else calls
+
+
+def _with_object(call: object) -> object:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        return call
+    return {**call, "function": {**function, "arguments": _maybe_json(function.get("arguments", {}))}}
 
 
 def _maybe_parts(content: object, position: int) -> str | None:
@@ -125,14 +151,29 @@ def _tool_calls(value: str, position: int) -> list[dict[str, Any]]:
 
 
 def _parse_alpaca(row: Fields) -> Conversation:
-    prompt, answer = ("instruction", "output") if row.get("instruction") is not None else ("prompt", "completion")
-    if isinstance(row.get(prompt), list) and isinstance(row.get(answer), list):
-        return _parse_messages({**row, "messages": [*row[prompt], *row[answer]]})
-    question = _string(row, prompt)
+    question = _string(row, "instruction")
     if row.get("input"):
-        question = f"{question}\n{_string(row, 'input')}"
+        question = "\n".join(part for part in (question, _string(row, "input")) if part)
     messages = [*_history(row.get("history")), {"role": "user", "content": question}]
-    return _conversation(row, [*messages, {"role": "assistant", "content": _string(row, answer)}])
+    return _conversation(row, [*messages, {"role": "assistant", "content": _string(row, "output")}])
+
+
+def _parse_prompt_completion(row: Fields) -> Conversation:
+    prompt, completion = _maybe_turns(row.get("prompt")), _maybe_turns(row.get("completion"))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _parse_messages({**row, "messages": [*prompt, *completion]})
+    pair = [
+        {"role": "user", "content": _string(row, "prompt")},
+        {"role": "assistant", "content": _string(row, "completion")},
+    ]
+    conversation = _conversation(row, pair)
+    return replace(conversation, is_plain=conversation.tools is None and len(conversation.messages) == len(pair))
+
+
+def _maybe_turns(value: object) -> object:
+    """A list of turns that comes as text, as in CSV. A prompt that merely happens to be JSON stays a prompt."""
+    turns = _maybe_json(value)
+    return turns if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns) else value
 
 
 def _history(history: object) -> list[Message]:
@@ -160,6 +201,7 @@ _PARSERS: dict[DatasetFormat, Callable[[Fields], Sample]] = {
     DatasetFormat.MESSAGES: _parse_messages,
     DatasetFormat.SHAREGPT: _parse_sharegpt,
     DatasetFormat.ALPACA: _parse_alpaca,
+    DatasetFormat.PROMPT_COMPLETION: _parse_prompt_completion,
     DatasetFormat.TEXT: _parse_text,
     DatasetFormat.PREFERENCE: _parse_preference,
 }
@@ -173,7 +215,12 @@ def _conversation(row: Fields, messages: list[Message]) -> Conversation:
     tools = _maybe_json(row.get("tools")) or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise RowError("'tools' is not a list of JSON schemas")
-    return Conversation(tuple(messages), tuple(tools) if tools else None)
+    return Conversation(tuple(messages), tuple(_schema(tool) for tool in tools) if tools else None)
+
+
+def _schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """Templates expect what OpenAI's interface has; LLaMA-Factory's data sets have the inner object alone."""
+    return {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
 
 
 def _turns(row: Fields, key: str) -> list[Fields]:

@@ -1,7 +1,8 @@
-"""Rows of a Parquet file. The only module that needs pyarrow."""
+"""Rows of a Parquet file, and bytes of one that is packed with Zstandard. The only module that needs pyarrow."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,25 @@ from finetune_trainer.errors import DataError, InputMissing, UsageError
 _BATCH_ROWS = 256
 
 
+def open_zstandard(path: Path, buffer: int) -> io.BufferedReader:
+    """The unpacked bytes. Raises UsageError where pyarrow is not installed, OSError where the data are damaged."""
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UsageError(
+            f"data file {path.name} is packed with Zstandard, which needs the package pyarrow: install "
+            "'finetune-operator[trainer]', or pack the file with gzip"
+        ) from error
+    return io.BufferedReader(pyarrow.CompressedInputStream(path.open("rb"), "zstd"), buffer)
+
+
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows in file order, a few hundred in memory at a time.
 
     Raises UsageError where pyarrow is not installed, DataError where the file is not Parquet.
     """
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
         raise UsageError(
@@ -31,7 +44,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(path.name, number, value)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, TypeError, KeyError) as error:
+        # The others come from extension types that some library has registered, for what a file says of its columns.
         raise DataError(f"data file {path.name} is not a readable Parquet file: {error}") from error
     except OSError as error:
         if path.is_file():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,15 @@ import numpy as np
 from finetune_trainer.contract.config import DatasetConfig
 from finetune_trainer.contract.manifest import DataReport
 from finetune_trainer.data import cache
-from finetune_trainer.data.build import Builder
-from finetune_trainer.data.cleaning import Entry, drop_leaked, epoch_index, hold_out, sample_index
+from finetune_trainer.data.build import Builder, save_labels
+from finetune_trainer.data.cleaning import Entry, epoch_index, hold_out, sample_index
 from finetune_trainer.data.packing import pack, padding_share
 from finetune_trainer.data.prompts import Prompt, PromptPicker
-from finetune_trainer.data.recognition import Recognised, check_settings, recognise_source
-from finetune_trainer.data.report import EXAMPLES, Tally
-from finetune_trainer.data.samples import Samples, SampleStore, SampleWriter
+from finetune_trainer.data.purpose import Purpose
+from finetune_trainer.data.recognition import SUPERVISED, Recognised, check_settings, explain, recognise_source
+from finetune_trainer.data.report import KINDS, Tally, examples_of
+from finetune_trainer.data.samples import Samples, SampleStore, SampleWriter, save_array
+from finetune_trainer.data.screening import Screen
 from finetune_trainer.data.sources import Fetch, Source, content_sha256, resolve_sources
 
 if TYPE_CHECKING:
@@ -38,9 +41,11 @@ class PreparedData:
     validation: Samples | None
     report: DataReport
     generation_prompts: list[Prompt]
-    """Prompts of held-out conversations, at most 16, in an order that depends on their content and the seed."""
+    """Prompts of held-out conversations, at most 1000, in an order that depends on their content and the seed."""
     notes: tuple[str, ...] = ()
     """What a reader of the result should know about the data."""
+    classes: tuple[str, ...] = ()
+    """For a classifier: the names of the classes, in the order of their numbers."""
 
 
 def prepare(
@@ -51,21 +56,25 @@ def prepare(
     seed: int,
     cache_dir: Path,
     rows_per_batch: int = 1,
+    purpose: Purpose = SUPERVISED,
 ) -> PreparedData:
     """Read, clean, render, tokenize and split the data set; the second time with the same input, read the cache.
 
-    `fetch` gives the local files of a URI. `rows_per_batch` is only for the report's share of padding. Raises
+    `fetch` gives the local files of a URI. `rows_per_batch` is only for the report's share of padding. `purpose` says
+    what samples are made of the rows: of a pair, two that follow each other, the chosen answer first. Raises
     InputMissing, DataError, UsageError as the modules beside this one say, and DiskFull where the cache has no room.
     """
     check_settings(config)
+    purpose.check_settings(config)
     sources = resolve_sources(config, fetch)
     sha256 = content_sha256(sources)
-    key = cache.cache_key(config, sources, sha256, tokenizer, seed)
+    key = cache.cache_key(config, sources, sha256, tokenizer, seed, purpose)
     prepared = _load(cache_dir, key)
     if prepared is None:
         with cache.building(cache_dir, key) as folder:
-            _build(config, tokenizer, sources, sha256, seed, folder)
-        prepared = _open(cache.entry(cache_dir, key))
+            _build(config, tokenizer, sources, sha256, seed, folder, purpose)
+            # What is open stays readable, whatever another process does to the entry.
+            prepared = _open(folder)
     return _with_padding(prepared, config, rows_per_batch, seed)
 
 
@@ -75,6 +84,7 @@ def _load(cache_dir: Path, key: str) -> PreparedData | None:
     if not folder.is_dir():
         return None
     try:
+        cache.check(folder)
         prepared = _open(folder)
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         logger.warning("the cached data in %s are damaged and are made anew: %s", folder, error)
@@ -94,6 +104,7 @@ def _open(folder: Path) -> PreparedData:
         report=DataReport.model_validate(summary["report"]),
         generation_prompts=[Prompt(**prompt) for prompt in summary["prompts"]],
         notes=tuple(summary["notes"]),
+        classes=tuple(summary["classes"]),
     )
 
 
@@ -104,32 +115,26 @@ def _build(
     sha256: str,
     seed: int,
     folder: Path,
+    purpose: Purpose,
 ) -> None:
     """Write a cache entry into `folder`."""
     tallies = (Tally(config.cleaning, "training data"), Tally(config.cleaning, "validation data"))
-    seen: tuple[set[bytes], set[bytes]] = (set(), set())
-    entries: tuple[list[Entry], list[Entry]] = ([], [])
+    formats = [recognise_source(config, source, purpose) for source in sources]
     picker = PromptPicker(seed)
-    formats = [recognise_source(config, source) for source in sources]
-    has_validation_file = any(source.is_validation for source in sources)
-    with SampleWriter(folder) as writer:
-        builder = Builder(config, tokenizer, writer)
-        for number, (source, recognised) in enumerate(zip(sources, formats, strict=True)):
-            side = int(source.is_validation)
-            offered = picker if source.is_validation or not has_validation_file else None
-            entries[side].extend(builder.add(number, source, recognised.format, tallies[side], seen[side], offered))
-    for tally, kept, is_validation in zip(tallies, entries, (False, True), strict=True):
-        tally.check_invalid_share()
-        if not is_validation or has_validation_file:
-            tally.check_not_empty(len(kept), [s.uri for s in sources if s.is_validation is is_validation])
-
-    training, validation, leaked = _split(config, entries, seed)
-    tallies[0].check_not_empty(len(training), [], leaked=leaked)
+    screen = Screen(config, purpose, folder)
+    with closing(screen), SampleWriter(folder) as writer:
+        builder = Builder(config, tokenizer, writer, purpose, screen)
+        validation, training = _read(builder, screen, sources, formats, tallies, picker)
+    if config.validation is not None and config.validation.uri is None:
+        wanted = config.validation
+        training, validation = hold_out(training, seed, fraction=wanted.fraction, count=wanted.count)
     weights = [source.weight for source in sources if not source.is_validation]
     train_index, validation_index = epoch_index(training, weights, seed), sample_index(validation)
-    np.save(folder / "train.npy", train_index)
+    save_array(folder / "train.npy", train_index)
     if config.validation is not None:
-        np.save(folder / "validation.npy", validation_index)
+        save_array(folder / "validation.npy", validation_index)
+
+    classes = save_labels(folder, builder, train_index, validation_index)
 
     tokens, trained = Samples(SampleStore.open(folder), train_index).count_tokens()
     report = _report(tallies, sources, formats).model_copy(
@@ -137,9 +142,9 @@ def _build(
             "sha256": sha256,
             "samples": len(train_index),
             "validation_samples": len(validation_index),
-            "leaked": leaked,
             "tokens": tokens,
             "trained_tokens": trained,
+            "classes": classes,
         }
     )
     held_out = {entry.digest for entry in validation}
@@ -147,43 +152,55 @@ def _build(
         "report": report.model_dump(mode="json"),
         "prompts": [asdict(prompt) for prompt in picker.picked(held_out)],
         "notes": [*_left_out(sources), *builder.notes()],
+        "classes": list(builder.book.names()) if builder.book is not None else [],
     }
     (folder / "summary.json").write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
 
 
-def _split(
-    config: DatasetConfig, entries: tuple[list[Entry], list[Entry]], seed: int
-) -> tuple[list[Entry], list[Entry], int]:
-    """(training entries, validation entries, training rows dropped because they are held out as well)."""
-    training, validation = entries
-    if config.validation is None:
-        return training, [], 0
-    if config.validation.fraction is not None:
-        training, validation = hold_out(training, config.validation.fraction, seed)
-        return training, validation, 0
-    kept = drop_leaked(training, validation)
-    return kept, validation, len(training) - len(kept)
+def _read(
+    builder: Builder,
+    screen: Screen,
+    sources: Sequence[Source],
+    formats: Sequence[Mapping[Path, Recognised]],
+    tallies: tuple[Tally, Tally],
+    picker: PromptPicker,
+) -> tuple[list[Entry], list[Entry]]:
+    """(validation, training) entries. Raises DataError where too many rows are broken, or none is left."""
+    entries: tuple[list[Entry], list[Entry]] = ([], [])
+    has_validation_file = any(source.is_validation for source in sources)
+    numbered = list(enumerate(zip(sources, formats, strict=True)))
+    # Training rows that also stand in the validation data are known only once these were read.
+    for number, (source, found) in sorted(numbered, key=lambda one: not one[1][0].is_validation):
+        offered = picker if source.is_validation or not has_validation_file else None
+        side = source.is_validation
+        entries[side].extend(builder.add(number, source, found, tallies[side], offered))
+    for tally in tallies:
+        tally.check_invalid_share()
+    validation, training = screen.without_near_duplicates(entries[1], entries[0], tallies)
+    tallies[0].check_not_empty(len(training), [source.uri for source in sources if not source.is_validation])
+    if has_validation_file:
+        tallies[1].check_not_empty(len(validation), [source.uri for source in sources if source.is_validation])
+    return validation, training
 
 
-def _report(tallies: Sequence[Tally], sources: Sequence[Source], formats: Sequence[Recognised]) -> DataReport:
+def _report(
+    tallies: Sequence[Tally], sources: Sequence[Source], formats: Sequence[Mapping[Path, Recognised]]
+) -> DataReport:
     several = len(sources) > 1
     reasons = [
-        f"{source.uri}: {recognised.reason}" if several else recognised.reason
-        for source, recognised in zip(sources, formats, strict=True)
-        if recognised.reason
+        f"{source.uri}: {reason}" if several else reason
+        for source, found in zip(sources, formats, strict=True)
+        if (reason := explain(source, found))
     ]
+    names = dict.fromkeys(str(recognised.format) for found in formats for recognised in found.values())
     return DataReport(
         sha256="",
-        format=", ".join(dict.fromkeys(str(recognised.format) for recognised in formats)),
+        format=", ".join(names),
         format_reason="; ".join(reasons),
         rows=sum(tally.rows for tally in tallies),
         samples=0,
-        invalid=sum(tally.invalid for tally in tallies),
-        invalid_examples=tuple(example for tally in tallies for example in tally.examples)[:EXAMPLES],
-        duplicates=sum(tally.duplicates for tally in tallies),
-        short=sum(tally.short for tally in tallies),
-        truncated=sum(tally.truncated for tally in tallies),
-        dropped_overlong=sum(tally.dropped_overlong for tally in tallies),
+        examples=examples_of(tallies),
+        **{kind: sum(tally.counts[kind] for tally in tallies) for kind in KINDS},
     )
 
 
@@ -202,4 +219,4 @@ def _with_padding(prepared: PreparedData, config: DatasetConfig, rows_per_batch:
         rows = [int(lengths[row].sum()) for row in pack(rows, config.max_length)]
     share = padding_share(rows, rows_per_batch, seed)
     report = prepared.report.model_copy(update={"padding_share": share})
-    return PreparedData(prepared.train, prepared.validation, report, prepared.generation_prompts, prepared.notes)
+    return replace(prepared, report=report)

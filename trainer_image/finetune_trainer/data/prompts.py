@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from finetune_trainer.data.cleaning import rank
 from finetune_trainer.data.conversation import Conversation, Message
 
-KEPT_PROMPTS = 16
-"""More than anyone reads."""
+KEPT_PROMPTS = 1000
+"""As many as a job may have compared with generated answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from finetune_trainer.data.json_array import read_elements
 from finetune_trainer.data.parquet import read_parquet
 from finetune_trainer.data.rows import MAX_ROW_BYTES, EncodingError, Row, RowError, parse_json_row, too_long
 from finetune_trainer.data.textfile import Line, open_bytes, read_lines, refuse_foreign_encoding
+from finetune_trainer.datafiles import data_suffix
 from finetune_trainer.errors import DataError
 
 _DATA_OBJECT = re.compile(rb'\{[^{}\[\]]*"data"\s*:\s*\[')
@@ -22,17 +23,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     A row that cannot be read is a Row with an error. Raises InputMissing or DataError where the file as a whole cannot
     be read, among them a file that is not UTF-8 at all.
     """
-    reader = READERS[data_suffix(path)]
+    reader = READERS[data_suffix(path.name)]
     return refuse_foreign_encoding(path, reader(path))
-
-
-def data_suffix(path: Path) -> str:
-    """The ending that says how a file is written, without `.gz`; empty for a file that is no data."""
-    name = path.name.lower().removesuffix(".gz")
-    suffix = name[name.rfind(".") :] if "." in name else ""
-    if suffix not in READERS or (suffix == ".parquet" and path.name.lower().endswith(".gz")):
-        return ""
-    return suffix
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -51,7 +43,7 @@ def _json_values(path: Path) -> Iterator[Line]:
         start = stream.read(65536).lstrip()
     if start.startswith(b"["):
         return read_elements(path)
-    if start.startswith(b"{") and data_suffix(path) == ".json" and not _is_json_lines(start):
+    if start.startswith(b"{") and data_suffix(path.name) == ".json" and not _is_json_lines(start):
         return read_elements(path)
     return read_lines(path)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """First character, and the one after the last."""
 
+RENDERED_ON = datetime(2024, 7, 26)
+"""Templates that print the current date print this one, so that samples are the same tomorrow, on another node, and in
+a resumed attempt. It is the date that Llama 3's own template falls back to."""
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_NOW = "strftime_now"
 # A template's own mistakes surface as whatever Python raises for the expression.
 _TEMPLATE_FAILURES = (
     jinja2.TemplateError,
@@ -39,6 +46,9 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         source = _source(tokenizer)
+        self.prints_date = _NOW in source
+        """Whether the template asks for the current date."""
+        freeze_date(tokenizer)
         self.marks_answers = bool(_GENERATION.search(source))
         """Whether the template says by itself which characters the assistant writes."""
         self.control = _control_tokens(tokenizer, source)
@@ -76,12 +86,26 @@ class Renderer:
         return texts[0], spans[0]
 
 
+def freeze_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let this process render the tokenizer's chat template as of `RENDERED_ON`, whoever asks.
+
+    transformers gives templates a function `strftime_now`, and does not pass on another one. It compiles each template
+    once and keeps it: the function is replaced there.
+    """
+    templates = tokenizer.chat_template
+    for source in templates.values() if isinstance(templates, dict) else [templates]:
+        if isinstance(source, str) and _NOW in source:
+            with suppress(jinja2.TemplateError):
+                compiled = chat_template_utils._compile_jinja_template(source)
+                compiled.globals[_NOW] = RENDERED_ON.strftime
+
+
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.chat_template:
         raise UsageError(
-            "the model's tokenizer has no chat template, and the data set holds conversations. Use the instruct "
-            "variant of the model, add a chat_template.jinja to the model's folder, or give plain text "
-            "(spec.dataset.format: text)"
+            "the model's tokenizer has no chat template, and the data set holds conversations. Set "
+            "spec.dataset.template to chatml, alpaca or a Jinja template, use the instruct variant of the model, or "
+            "give plain text (spec.dataset.format: text)"
         )
     try:
         return tokenizer.get_chat_template()

@@ -13,9 +13,22 @@ MAX_ROW_BYTES = 16 * 1024 * 1024
 class RowError(ValueError):
     """One row cannot be used. The message says what is wrong; where it stands is added by whoever reads the file."""
 
+    kind = "invalid"
+    """The count in `DataReport` that it adds to."""
+
 
 class EncodingError(RowError):
-    """One row is not UTF-8."""
+    """One row's text is broken: not UTF-8, or decoded with the wrong encoding before it came here."""
+
+    kind = "encoding"
+
+
+class Dropped(RowError):
+    """One row is in order, and is not wanted."""
+
+    def __init__(self, kind: str, finding: str) -> None:
+        super().__init__(finding)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune_trainer.data.tokenization import BoolArray, Encoded, IntArray
+from finetune_trainer.errors import InternalError
 
 IGNORED_LABEL = -100
 """No loss is taken over a token with this label (PyTorch's `cross_entropy`)."""
 
 Index = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array for `numpy.load`. numpy itself does not say when the disk is full."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getbuffer())
 
 
 class SampleStore:
     """Every sample of a data set, once: 5 bytes a token, plus 8 a sample."""
 
-    def __init__(self, tokens: IntArray, trained: BoolArray, offsets: Index) -> None:
+    def __init__(self, tokens: IntArray, trained: BoolArray, offsets: Index, labels: Numbers | None = None) -> None:
         self.tokens = tokens
         self.trained = trained
         self.offsets = offsets
         """[samples + 1], where each sample begins in the flat arrays."""
+        self.labels = labels
+        """[samples], what a sample is judged to be, where samples are judged."""
 
     @classmethod
     def open(cls, folder: Path) -> SampleStore:
@@ -34,7 +46,8 @@ class SampleStore:
         total = int(offsets[-1])
         tokens = np.memmap(folder / "tokens.i32", dtype="<i4", mode="r", shape=(total,))
         trained = np.memmap(folder / "trained.u8", dtype=np.bool_, mode="r", shape=(total,))
-        return cls(tokens, trained, offsets)
+        labels = folder / "labels.npy"
+        return cls(tokens, trained, offsets, np.load(labels, allow_pickle=False) if labels.exists() else None)
 
 
 class SampleWriter:
@@ -52,10 +65,11 @@ class SampleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tokens.close()
-        self._trained.close()
+        # Closing writes what is left, and fails where there is no room for it.
+        with self._tokens, self._trained:
+            pass
         if kind is None:
-            np.save(self._folder / "offsets.npy", np.asarray(self._offsets, dtype=np.int64))
+            save_array(self._folder / "offsets.npy", np.asarray(self._offsets, dtype=np.int64))
 
     def append(self, sample: Encoded) -> int:
         """Add a sample; its number."""
@@ -76,6 +90,17 @@ class Samples(Sequence[tuple[IntArray, IntArray]]):
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def where(self, chosen: BoolArray) -> Samples:
+        """Those of them that are chosen [samples]."""
+        return Samples(self._store, self._index[chosen])
+
+    @property
+    def labels(self) -> Numbers:
+        """[samples]: the number of the class, the number to predict, or whether an answer was liked (1 or 0)."""
+        if self._store.labels is None:
+            raise InternalError("samples were asked for labels that they do not have")
+        return self._store.labels[self._index]
 
     @overload
     def __getitem__(self, position: int) -> tuple[IntArray, IntArray]: ...

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_trainer.contract.config import DatasetConfig
-from finetune_trainer.data.readers import READERS, data_suffix, read_rows
+from finetune_trainer.data.readers import read_rows
 from finetune_trainer.data.rows import Row
+from finetune_trainer.datafiles import READABLE, data_suffix
 from finetune_trainer.errors import DataError, InputMissing
 
 Fetch = Callable[[str], list[Path]]
@@ -29,14 +30,14 @@ class Source:
     uri: str
     files: tuple[Path, ...]
     weight: float = 1.0
+    max_samples: int | None = None
     is_validation: bool = False
     left_out: tuple[str, ...] = ()
     """Names of files that belong to another split."""
 
-    def rows(self) -> Iterator[Row]:
-        """Rows of every file, in the order of their names."""
-        for file in self.files:
-            yield from read_rows(file)
+    def rows(self, file: Path) -> Iterator[Row]:
+        """Rows of one of its files."""
+        return read_rows(file)
 
 
 def resolve_sources(config: DatasetConfig, fetch: Fetch) -> list[Source]:
@@ -44,29 +45,29 @@ def resolve_sources(config: DatasetConfig, fetch: Fetch) -> list[Source]:
 
     Raises InputMissing where a file is not there, DataError where a source holds no data file, and what `fetch` raises.
     """
-    sources = [_resolve(source.uri, fetch, weight=source.weight) for source in config.sources]
+    sources = [
+        replace(_resolve(source.uri, fetch), weight=source.weight, max_samples=source.max_samples)
+        for source in config.sources
+    ]
     if config.validation is not None and config.validation.uri is not None:
         sources.append(_resolve(config.validation.uri, fetch, is_validation=True))
     return sources
 
 
-def _resolve(uri: str, fetch: Fetch, *, weight: float = 1.0, is_validation: bool = False) -> Source:
+def _resolve(uri: str, fetch: Fetch, *, is_validation: bool = False) -> Source:
     found = sorted(fetch(uri))
     for path in found:
         if not path.is_file():
             raise InputMissing(f"data set {uri}: the file {path.name} does not exist; check the URI")
-    files = [path for path in found if data_suffix(path)]
+    files = [path for path in found if data_suffix(path.name)]
     if len(files) > 1:
         files = [path for path in files if path.name not in _DESCRIPTIONS] or files
     if not files:
         names = ", ".join(path.name for path in found[:5]) or "no file at all"
-        raise DataError(
-            f"data set {uri} holds no data file: found {names}. Files are read that end in "
-            f"{', '.join(READERS)}, all but Parquet also with .gz"
-        )
+        raise DataError(f"data set {uri} holds no data file: found {names}. Files are read that end in {READABLE}")
     kept = files if is_validation else _training_split(files)
     left_out = tuple(path.name for path in files if path not in kept)
-    return Source(uri, tuple(kept), weight, is_validation, left_out)
+    return Source(uri, tuple(kept), is_validation=is_validation, left_out=left_out)
 
 
 def _training_split(files: Sequence[Path]) -> list[Path]:

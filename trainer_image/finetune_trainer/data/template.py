@@ -10,7 +10,7 @@ own, rendered as inference would see it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from finetune_trainer.data.conversation import Conversation, Message
@@ -33,7 +33,12 @@ class Rendered:
     spans: tuple[Span, ...]
     """The characters that the loss is taken over."""
     is_document: bool = False
-    """Plain text: the tokenizer adds what it adds to any text, and the end of the text is learnt."""
+    """Plain text: the tokenizer adds what it adds to any text, and the end of the text is learnt. Without spans, all of
+    it is."""
+    is_input: bool = False
+    """Read as a whole to say something about it; nothing of it is predicted."""
+    is_templated: bool = False
+    """An input that the chat template wrote, special tokens included."""
 
 
 class ChatTemplate:
@@ -43,10 +48,15 @@ class ChatTemplate:
     continue its own generation prompt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, train_on_prompt: bool) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, train_on_prompt: bool, mask_history: bool = False
+    ) -> None:
         self._renderer = Renderer(tokenizer)
         self._eos = tokenizer.eos_token
         self._train_on_prompt = train_on_prompt
+        self._mask_history = mask_history
+        self.prints_date = self._renderer.prints_date
+        """Whether the template asks for the current date."""
         self._has_generation_prompt = True
         self.split_conversations = 0
         """Conversations that became one sample for each answer, because the template rewrites earlier turns."""
@@ -61,37 +71,68 @@ class ChatTemplate:
         self._check_tool_calls(conversation, text)
         if self._train_on_prompt:
             return [self._ended(text, ((0, len(text)),), messages)]
+        last = _answers(messages)[-1]
         if self._renderer.marks_answers:
-            return [self._ended(text, self._marked_spans(conversation), messages)]
-        spans = self._answer_spans(conversation, text)
-        if spans is not None:
-            return [self._ended(text, spans, messages)]
+            spans = self._marked_spans(conversation)
+            earlier = self._count_marked(conversation, last) if self._mask_history else 0
+            return [self._ended(text, spans[earlier:], messages)]
+        if self._mask_history:
+            final = self._answer_spans(conversation, text, last)
+            return [self._ended(text, final, messages) if final else self._render_answer_at(conversation, last)]
+        found = self._answer_spans(conversation, text)
+        if found is not None:
+            return [self._ended(text, found, messages)]
         self.split_conversations += 1
         return self._render_each_answer(conversation)
 
-    def _render_each_answer(self, conversation: Conversation) -> list[Rendered]:
-        samples = []
-        for position in _answers(conversation.messages):
-            messages = conversation.messages[: position + 1]
-            text = self._renderer.render(messages, conversation.tools)
-            start = self._answer_start(conversation, position, text)
-            if start is None:
-                raise RowError(
-                    f"the chat template renders the answer in message {position + 1} differently from a continuation "
-                    "of its own generation prompt, so that the loss cannot be placed on it exactly"
-                )
-            samples.append(self._ended(text, (self._trimmed(text, start, len(text)),), messages))
-        return samples
+    def render_input(self, messages: Sequence[Message]) -> Rendered:
+        """A conversation to say something about. Raises RowError where the template refuses it."""
+        return Rendered(self._renderer.render(messages, None), (), is_input=True, is_templated=True)
 
-    def _answer_spans(self, conversation: Conversation, text: str) -> tuple[Span, ...] | None:
-        """The answers' characters; None where the template renders a turn differently once more turns follow."""
+    def render_answer(self, conversation: Conversation, first: int) -> Rendered:
+        """One sample in which nothing is learnt but what the assistant says from message `first` on.
+
+        Raises RowError where the template refuses the conversation, or rewrites these turns as it goes on.
+        """
+        messages = conversation.messages
+        text = self._renderer.render(messages, conversation.tools)
+        self._check_tool_calls(conversation, text)
+        answers = [position for position in _answers(messages) if position >= first]
+        if self._renderer.marks_answers:
+            spans = self._marked_spans(conversation)[-len(answers) :]
+            return self._ended(text, spans, messages)
+        found = self._answer_spans(conversation, text, first)
+        if found is not None:
+            return self._ended(text, found, messages)
+        if answers == [len(messages) - 1]:
+            return self._render_answer_at(conversation, answers[0])
+        raise RowError("the chat template renders the answers differently once more turns follow")
+
+    def _render_each_answer(self, conversation: Conversation) -> list[Rendered]:
+        return [self._render_answer_at(conversation, position) for position in _answers(conversation.messages)]
+
+    def _render_answer_at(self, conversation: Conversation, position: int) -> Rendered:
+        """One answer, with what comes before it rendered as inference would see it."""
+        messages = conversation.messages[: position + 1]
+        text = self._renderer.render(messages, conversation.tools)
+        start = self._answer_start(conversation, position, text)
+        if start is None:
+            raise RowError(
+                f"the chat template renders the answer in message {position + 1} differently from a continuation "
+                "of its own generation prompt, so that the loss cannot be placed on it exactly"
+            )
+        return self._ended(text, (self._trimmed(text, start, len(text)),), messages)
+
+    def _answer_spans(self, conversation: Conversation, text: str, first: int = 0) -> tuple[Span, ...] | None:
+        """The answers' characters, from message `first` on; None where the template renders a turn differently once
+        more turns follow."""
         spans = []
-        for position in _answers(conversation.messages):
+        for position in (answer for answer in _answers(conversation.messages) if answer >= first):
             start = self._answer_start(conversation, position, text)
             end = self._answer_end(conversation, position, text, start) if start is not None else None
             if start is None or end is None or end < start:
                 return None
-            spans.append(self._trimmed(text, start, end))
+            spans.append(self._trimmed(text, start, self._with_end_token(text, start, end)))
         return tuple(spans)
 
     def _answer_start(self, conversation: Conversation, position: int, text: str) -> int | None:
@@ -152,8 +193,15 @@ class ChatTemplate:
             raise RowError("the chat template marks answers with {% generation %}, but none of this conversation")
         return tuple((start, self._with_end_token(text, start, end)) for start, end in spans)
 
+    def _count_marked(self, conversation: Conversation, position: int) -> int:
+        """Marked spans before a message."""
+        if not _answers(conversation.messages[:position]):
+            return 0
+        return len(self._renderer.render_marked(replace(conversation, messages=conversation.messages[:position]))[1])
+
     def _with_end_token(self, text: str, start: int, end: int) -> int:
-        """Templates that mark the content alone leave out the token that ends the turn, which has to be learnt too."""
+        """Some templates mark the content alone, and some end an answer with the next turn's first token alone (GLM 4):
+        the token that inference stops at has to be learnt too."""
         if text[start:end].rstrip().endswith(self._renderer.control):
             return end
         following = (len(token) for token in self._renderer.control if text.startswith(token, end))

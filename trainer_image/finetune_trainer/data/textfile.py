@@ -1,9 +1,10 @@
-"""Bytes and bounded lines of a text file, packed with gzip or not, and what encoding it really has."""
+"""Bytes and bounded lines of a text file, packed or not, and what encoding it really has."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from finetune_trainer.data.parquet import open_zstandard
 from finetune_trainer.data.rows import MAX_ROW_BYTES, EncodingError, Row, decode, too_long
 from finetune_trainer.errors import DataError, InputMissing
 
@@ -21,9 +23,11 @@ _FOREIGN = {
     codecs.BOM_UTF16_BE: "its byte 0 starts UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
     b"PAR1": "it is Parquet; give it the ending .parquet",
     b"\x1f\x8b": "it is packed with gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "it is packed with Zstandard; add .zst to its name",
     b"PK\x03\x04": "it is a ZIP archive; unpack it",
 }
 _SNIFFED = 4096
+_BUFFER = 128 * 1024
 _ENCODING_CHECKED_EVERY = 100
 """Rows. The check of a data set's first rows reads as many."""
 
@@ -47,22 +51,39 @@ class Line:
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """The file's content, unpacked, after its byte order mark.
 
-    Raises InputMissing where it cannot be opened, DataError where it is not text or the gzip data are damaged.
+    Raises InputMissing where it cannot be opened, DataError where it is not text or the packed data are damaged.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
-            stream = cast(BinaryIO, opened)
-            start = stream.read(_SNIFFED)
+        with _unpacked(path) as stream:
+            # As much as there is: a packed stream gives its first bytes in portions of its own.
+            start = stream.peek(_SNIFFED)[:_SNIFFED]
             if what := _foreign(start):
                 raise DataError(f"data file {path.name} is not UTF-8 text: {what}")
-            stream.seek(len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0)
+            if start.startswith(_UTF8_BOM):
+                stream.read(len(_UTF8_BOM))
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"data file {path.name} is damaged: {error}; pack or upload it again") from error
+        raise _damaged(path, error) from error
     except OSError as error:
+        if path.suffix.lower() == ".zst" and error.errno is None:
+            raise _damaged(path, error) from error
         raise InputMissing(
             f"data file {path.name} cannot be read: {error.strerror or error}; check its permissions"
         ) from error
+
+
+def _unpacked(path: Path) -> io.BufferedReader:
+    """The unpacked bytes, with a buffer to look ahead in."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return io.BufferedReader(cast(io.RawIOBase, gzip.open(path, "rb")), _BUFFER)
+    if suffix == ".zst":
+        return open_zstandard(path, _BUFFER)
+    return io.BufferedReader(path.open("rb", buffering=0), _BUFFER)
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(f"data file {path.name} is damaged: {error}; pack or upload it again")
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -107,9 +128,8 @@ def refuse_foreign_encoding(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
 def _first_foreign_byte(path: Path) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    with open_bytes(path) as stream:
+    with _unpacked(path) as stream:
         while True:
-            offset = stream.tell()
             pending = len(decoder.getstate()[0])
             chunk = stream.read(_CHUNK)
             try:
@@ -118,3 +138,4 @@ def _first_foreign_byte(path: Path) -> str:
                 return f"byte 0x{error.object[error.start]:02x} at offset {offset - pending + error.start}"
             if not chunk:
                 return "rows of it are not"
+            offset += len(chunk)

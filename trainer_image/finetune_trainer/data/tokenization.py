@@ -57,9 +57,22 @@ class Encoder:
 
     def encode(self, samples: Sequence[Rendered]) -> list[Encoded]:
         """One result for each sample, in their order. With `overlong: drop`, a long one has no trained token."""
-        chats = self._encode_chats([sample for sample in samples if not sample.is_document])
-        documents = self._encode_documents([sample.text for sample in samples if sample.is_document])
-        return [self._cut(next(documents if sample.is_document else chats)) for sample in samples]
+        inputs = self._encode_inputs([sample for sample in samples if sample.is_input])
+        chats = self._encode_chats([sample for sample in samples if not sample.is_document and not sample.is_input])
+        documents = self._encode_documents([sample for sample in samples if sample.is_document])
+
+        def kind(sample: Rendered) -> Iterator[Encoded]:
+            return inputs if sample.is_input else documents if sample.is_document else chats
+
+        return [self._cut(next(kind(sample))) for sample in samples]
+
+    def _encode_inputs(self, samples: Sequence[Rendered]) -> Iterator[Encoded]:
+        """As `tokenizer(text)` gives them, so that whoever uses the result gets the same tokens."""
+        for sample in samples:
+            ids = self._tokenizer(
+                sample.text, add_special_tokens=not sample.is_templated, return_attention_mask=False, verbose=False
+            )["input_ids"]
+            yield Encoded(np.asarray(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
 
     def _encode_chats(self, samples: Sequence[Rendered]) -> Iterator[Encoded]:
         if not samples:
@@ -75,15 +88,25 @@ class Encoder:
         for sample, ids, offsets in zip(samples, batch["input_ids"], batch["offset_mapping"], strict=True):
             yield _encoded(ids, trained_tokens(offsets, sample.spans))
 
-    def _encode_documents(self, texts: Sequence[str]) -> Iterator[Encoded]:
-        if not texts:
+    def _encode_documents(self, samples: Sequence[Rendered]) -> Iterator[Encoded]:
+        if not samples:
             return
         eos = self._tokenizer.eos_token_id
-        batch = self._tokenizer(list(texts), return_attention_mask=False, verbose=False)
-        for ids in batch["input_ids"]:
+        batch = self._tokenizer(
+            [sample.text for sample in samples],
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for sample, ids, offsets in zip(samples, batch["input_ids"], batch["offset_mapping"], strict=True):
             ends = eos is None or (len(ids) > 0 and ids[-1] == eos)
             whole = ids if ends else [*ids, eos]
-            yield _encoded(whole, np.ones(len(whole), dtype=np.bool_))
+            trained = np.ones(len(whole), dtype=np.bool_)
+            if sample.spans:
+                trained[: len(ids)] = trained_tokens(offsets, sample.spans)
+                # What ends the text is learnt, whether the tokenizer wrote it or not.
+                trained[-1] = True
+            yield _encoded(whole, trained)
 
     def _cut(self, sample: Encoded) -> Encoded:
         if len(sample.input_ids) <= self._max_length:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract import ModelLayout, ParameterKind, Selection
+from finetune_trainer.contract import AdapterShape, ModelLayout, ParameterKind, Selection
 from finetune_trainer.contract.config import LoraConfig
 from finetune_trainer.contract.vocabulary import LoraVariant
 from finetune_trainer.errors import InternalError
@@ -28,12 +29,19 @@ RESIDUAL_VARIANTS = frozenset({LoraVariant.PISSA, LoraVariant.OLORA})
 """Variants whose initial adapter is subtracted from the base weights."""
 
 
-def add_adapters(model: PreTrainedModel, layout: ModelLayout, selection: Selection, lora: LoraConfig) -> PeftModel:
-    """Put adapters on exactly the selected modules, and train exactly them and what stands beside them.
+def add_adapters(
+    model: PreTrainedModel,
+    layout: ModelLayout,
+    selection: Selection,
+    lora: LoraConfig,
+    shapes: Mapping[str, AdapterShape],
+) -> PeftModel:
+    """Put adapters of these shapes on exactly their modules, and train exactly them and what stands beside them.
 
     Variants: DoRA (Liu et al. 2024, arXiv:2402.09353), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), PiSSA (Meng et
     al. 2024, arXiv:2404.02948), OLoRA (Büyükakyüz 2024, arXiv:2406.01775). LoRA+ (Hayou et al. 2024,
-    arXiv:2402.12354) differs in its learning rates only.
+    arXiv:2402.12354) differs in its learning rates only; EVA and LoftQ begin as the standard one and are then given
+    other weights (`methods.eva`, `methods.loftq`). Fused experts have a pair of matrices for each expert.
     """
     variant = lora.variant
     initial: dict[LoraVariant, Literal["pissa", "olora"]] = {LoraVariant.PISSA: "pissa", LoraVariant.OLORA: "olora"}
@@ -49,31 +57,68 @@ def add_adapters(model: PreTrainedModel, layout: ModelLayout, selection: Selecti
         init_lora_weights=initial.get(variant, True),
         fan_in_fan_out=any(layout.by_path[f"{m}.weight"].kind is ParameterKind.CONV1D for m in selection.adapted),
         # Full names: a name is matched as a whole or after a dot, and none of these is the end of another.
-        target_modules=list(selection.adapted),
+        target_modules=[name for name in selection.adapted if name in shapes],
+        target_parameters=list(selection.adapted_experts) or None,
+        rank_pattern={name: shape.rank for name, shape in shapes.items() if shape.rank != lora.rank},
+        alpha_pattern={name: shape.alpha for name, shape in shapes.items() if shape.alpha != lora.alpha},
         modules_to_save=list(selection.saved_modules) or None,
         ensure_weight_tying=shares_embeddings,
     )
     with quiet_peft():
         tuned = get_peft_model(model, config, adapter_name=ADAPTER)
     assert isinstance(tuned, PeftModel)
-    adapted = {name.removeprefix(PREFIX) for name, m in tuned.named_modules() if isinstance(m, LoraLayer)}
-    if adapted != set(selection.adapted):
-        difference = ", ".join(sorted(adapted ^ set(selection.adapted))[:5])
-        raise InternalError(f"the adapters do not sit on exactly the selected modules; they differ in: {difference}")
-    expected = trained_names(selection, variant)
+    found = {name: AdapterShape(layer.r[ADAPTER], layer.lora_alpha[ADAPTER]) for name, layer in adapters(tuned).items()}
+    if found != dict(shapes):
+        wrong = [name for name in {**found, **shapes} if found.get(name) != shapes.get(name)]
+        raise InternalError(f"the adapters are not exactly the selected ones; they differ in: {', '.join(wrong[:5])}")
+    expected = trained_names(selection, variant, shapes)
     apply_selection(tuned, expected)
     assert_trainable_is(tuned, expected)
     return tuned
 
 
-def trained_names(selection: Selection, variant: LoraVariant) -> tuple[str, ...]:
-    """Names in PEFT's model of what a selection trains: adapters, and copies of the modules beside them."""
+def adapters(model: nn.Module) -> dict[str, LoraLayer]:
+    """PEFT's layers by what they adapt: the path of a module, or of a tensor of fused experts."""
+    found: dict[str, LoraLayer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):
+            # PEFT wraps a module once for each of its adapted tensors.
+            owner = name.removeprefix(PREFIX)
+            while owner.endswith(".base_layer"):
+                owner = owner.removesuffix(".base_layer")
+            found[f"{owner}.{module.parameter_name}"] = module
+        elif isinstance(module, LoraLayer):
+            found[name.removeprefix(PREFIX)] = module
+    return found
+
+
+@torch.no_grad()
+def set_weights(layer: LoraLayer, a: torch.Tensor, b: torch.Tensor | None = None) -> None:
+    """Give an adapter its weights: A (rank, inputs), and B (outputs, rank) unless that one stays as it is."""
+    for held, tensor in ((layer.lora_A, a), (layer.lora_B, b)):
+        if tensor is not None:
+            weight = held[ADAPTER].weight
+            assert isinstance(weight, nn.Parameter)
+            weight.copy_(tensor.to(weight))
+
+
+def trained_names(
+    selection: Selection, variant: LoraVariant, shapes: Mapping[str, AdapterShape] | None = None
+) -> tuple[str, ...]:
+    """Names in PEFT's model of what a selection trains: adapters (those in `shapes`, or all that are selected), and
+    copies of the modules beside them."""
     names = []
+    adapted = {module for module in selection.adapted if shapes is None or module in shapes}
     for module in selection.adapted:
+        if module not in adapted:
+            continue
         names += [f"{PREFIX}{module}.lora_{side}.{ADAPTER}.weight" for side in "AB"]
         if variant is LoraVariant.DORA:
             names.append(f"{PREFIX}{module}.lora_magnitude_vector.{ADAPTER}.weight")
-    adapted = set(selection.adapted)
+    for index, path in enumerate(selection.adapted_experts):
+        owner = path.rpartition(".")[0]
+        around = sum(other.rpartition(".")[0] == owner for other in selection.adapted_experts[index + 1 :])
+        names += [f"{PREFIX}{owner}{'.base_layer' * around}.lora_{side}.{ADAPTER}.weight" for side in "AB"]
     for path in selection.parameters:
         owner, _, leaf = path.rpartition(".")
         saved = next((m for m in selection.saved_modules if path.startswith(f"{m}.")), None)
@@ -129,14 +174,27 @@ def as_plain_adapter(tensors: dict[str, torch.Tensor], initial: dict[str, torch.
     return plain
 
 
+def as_plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in PEFT's `adapter_config.json` with `as_plain_adapter`: ranks are doubled, scales stay."""
+    return {
+        "init_lora_weights": True,
+        "r": 2 * settings["r"],
+        "lora_alpha": 2 * settings["lora_alpha"],
+        "rank_pattern": {name: 2 * rank for name, rank in settings["rank_pattern"].items()},
+        "alpha_pattern": {name: 2 * alpha for name, alpha in settings["alpha_pattern"].items()},
+    }
+
+
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """Without the warnings that PEFT 0.21 gives where nothing is wrong.
 
-    It asks transformers 5.23 for `is_gradient_checkpointing`, which says that it was renamed; and prompt tuning says of
+    It looks for patterns of ranks among modules alone and says that those of experts are ignored, which they are not;
+    it asks transformers 5.23 for `is_gradient_checkpointing`, which says that it was renamed; and prompt tuning says of
     the positions that `generate` passes along that it counts its own.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
         yield

@@ -11,6 +11,7 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
+    PromptTuningInit,
     get_peft_model,
 )
 from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
@@ -21,16 +22,15 @@ from peft.utils.constants import (
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract import LayerSelection, ModelLayout, Selection, TrainerConfig
-from finetune_trainer.contract.vocabulary import Method
+from finetune_trainer.contract.config import PromptConfig
+from finetune_trainer.contract.vocabulary import Method, PromptInit
 from finetune_trainer.errors import InternalError, UsageError
 from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods.lora import ADAPTER, quiet_peft
 
 METHODS = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER, Method.IA3})
-VIRTUAL_TOKENS = 20
-"""Trained positions before every sample, for prefix and prompt."""
-ADAPTER_TOKENS = 10
-"""Trained positions per block, for adapter (LLaMA-Adapter, section 4.1)."""
+POSITIONS = METHODS - {Method.IA3}
+"""Methods that train positions of their own."""
 SELECTORS = ("last", "first", "ids", "ranges", "every", "modules")
 
 
@@ -40,6 +40,8 @@ def check(config: TrainerConfig, layout: ModelLayout, model_type: str) -> None:
     Raises UsageError that names the field and the remedy.
     """
     method, layers = config.method, config.layers
+    if method in POSITIONS and config.prompt is None:
+        raise UsageError(f"spec.prompt: method {method} needs it; set virtualTokens")
     chosen = [] if layers is None else [name for name in SELECTORS if getattr(layers, name) not in (None, ())]
     if layers is not None and layers.also:
         raise UsageError(
@@ -85,14 +87,8 @@ def add_prompts(model: PreTrainedModel, layout: ModelLayout, selection: Selectio
 def _peft_config(
     model: PreTrainedModel, layout: ModelLayout, selection: Selection, config: TrainerConfig
 ) -> PeftConfig:
-    if config.method is Method.PREFIX:
-        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
-    if config.method is Method.PROMPT:
-        return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL_TOKENS)
-    if config.method is Method.ADAPTER:
-        return AdaptionPromptConfig(
-            task_type="CAUSAL_LM", adapter_len=ADAPTER_TOKENS, adapter_layers=len(selection.blocks)
-        )
+    if config.prompt is not None:
+        return _positions(config.method, config.prompt, selection)
     model_type = str(model.config.model_type)
     targets = _ia3_modules(
         layout, selection, config.layers, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[model_type]
@@ -103,6 +99,27 @@ def _peft_config(
     if not targets:
         raise UsageError("spec.layers.modules: ia3 scales keys, values and feed-forward outputs; none is selected")
     return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=forward)
+
+
+def _positions(method: Method, prompt: PromptConfig, selection: Selection) -> PeftConfig:
+    if method is Method.PREFIX:
+        return PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=prompt.virtual_tokens,
+            prefix_projection=prompt.projection,
+            # PEFT takes None, whatever its annotation says, for the model's width.
+            encoder_hidden_size=prompt.projection_size,  # type: ignore[arg-type]
+        )
+    if method is Method.PROMPT:
+        sampled = prompt.initialization is PromptInit.VOCABULARY
+        return PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=prompt.virtual_tokens,
+            prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB if sampled else PromptTuningInit.RANDOM,
+        )
+    return AdaptionPromptConfig(
+        task_type="CAUSAL_LM", adapter_len=prompt.virtual_tokens, adapter_layers=len(selection.blocks)
+    )
 
 
 def _ia3_modules(

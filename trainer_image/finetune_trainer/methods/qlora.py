@@ -19,8 +19,11 @@ from finetune_trainer.contract.vocabulary import QuantizationType
 from finetune_trainer.errors import UsageError
 
 
-def quantization_of(quantization: QuantizationConfig, layout: ModelLayout, selection: Selection) -> BitsAndBytesConfig:
-    """How the base is loaded: all linear layers quantized but the head and what is trained in full."""
+def quantization_of(
+    quantization: QuantizationConfig, layout: ModelLayout, selection: Selection, storage: torch.dtype = torch.uint8
+) -> BitsAndBytesConfig:
+    """How the base is loaded: all linear layers quantized but the head and what is trained in full. Packed 4-bit
+    weights are held as elements of `storage`."""
     kept = [m for m in (layout.input_embeddings, layout.output_embeddings, *selection.saved_modules) if m is not None]
     if quantization.type is QuantizationType.INT8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
@@ -29,6 +32,7 @@ def quantization_of(quantization: QuantizationConfig, layout: ModelLayout, selec
         bnb_4bit_quant_type=quantization.type.value,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype.value),
+        bnb_4bit_quant_storage=storage,
         llm_int8_skip_modules=kept,
     )
 
@@ -53,3 +57,12 @@ def prepare_quantized(model: nn.Module, adapted: Iterable[str]) -> None:
             module.support_avx512bf16_for_cpu = False
     # It says for every layer and every evaluation that int8 products are taken of fp16 inputs.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def move_quantization_constants(model: nn.Module, device: torch.device) -> None:
+    """Bring what belongs to packed 4-bit weights to where these will be expanded. It is no tensor of the model: nothing
+    that divides a model moves it, and every process keeps all of it."""
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            state.to(device)

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -16,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import Method
+from finetune_trainer.heads.loading import describe_head
 from finetune_trainer.methods import TunedModel
-from finetune_trainer.methods.lora import RESIDUAL_VARIANTS, as_plain_adapter
+from finetune_trainer.methods.lora import RESIDUAL_VARIANTS, as_plain_adapter, as_plain_settings
+from finetune_trainer.model import end_tokens
 from finetune_trainer.results.delta import DELTA_DESCRIPTION, DELTA_FILE
 
 Artifact = Literal["adapter", "delta", "model"]
@@ -60,7 +62,7 @@ def export(
     target.mkdir(parents=True)
     if kind == "model":
         assert isinstance(tuned.model, PreTrainedModel)
-        save_whole(tuned.model, target)
+        save_whole(tuned.model, tokenizer, target)
     elif kind == "delta":
         _save_delta(tuned.model, config, base, target)
     else:
@@ -70,22 +72,31 @@ def export(
     return target
 
 
-def save_whole(model: PreTrainedModel, target: Path) -> None:
-    """The whole model in the type that its weights came in. Trained ones were held in fp32 until now; this ends it."""
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    """The whole model in the type that its weights came in. Trained ones were held in fp32 until now; this ends it.
+
+    Its generation ends at the end of an answer as the tokenizer has it, too: a template may have brought a new one.
+    """
     nn.Module.to(model, model.config.dtype or torch.float32)
+    if model.generation_config is not None:
+        ends = end_tokens(model, tokenizer)
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.save_pretrained(target)
 
 
 def _save_delta(model: nn.Module, config: TrainerConfig, base: BaseReference, target: Path) -> None:
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(tensors, target / DELTA_FILE, metadata={"format": "pt"})
-    description = {
+    description: dict[str, Any] = {
         "format": "finetune-delta/1",
         "baseModel": base.uri,
         "baseModelRevision": base.revision,
         "method": config.method.value,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
+    if config.head is not None:
+        assert isinstance(model, PreTrainedModel)
+        description["head"] = describe_head(config.head, model)
     (target / DELTA_DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -101,9 +112,10 @@ def _save_adapter(tuned: TunedModel, config: TrainerConfig, base: BaseReference,
     if config.lora is not None and config.lora.variant in RESIDUAL_VARIANTS:
         tensors = as_plain_adapter(load_file(target / ADAPTER_FILE), tuned.initial_adapter)
         save_file(tensors, target / ADAPTER_FILE, metadata={"format": "pt"})
-        described |= {"init_lora_weights": True, "r": 2 * config.lora.rank, "lora_alpha": 2 * config.lora.alpha}
-    # PEFT writes a set: the same adapter should have the same bytes.
-    if isinstance(described.get("target_modules"), list):
-        described["target_modules"].sort()
+        described |= as_plain_settings(described)
+    # PEFT writes sets: the same adapter should have the same bytes.
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(described.get(key), list):
+            described[key].sort()
     (target / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (target / "README.md").unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from finetune_trainer.context import RunContext
 from finetune_trainer.contract import (
     EvaluationResult,
     FileEntry,
+    MergeReport,
     ModelLayout,
     ResultManifest,
     RunResult,
@@ -25,10 +26,12 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.contract.manifest import BaseModelRecord
 from finetune_trainer.data import PreparedData
-from finetune_trainer.evaluate import Judgement, check_gates
+from finetune_trainer.evaluation import Judgement, check_gates
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.results.artefact import BaseReference, artifact_of, export
 from finetune_trainer.results.card import write_card
+from finetune_trainer.results.licence import licence_of
+from finetune_trainer.results.merge import FOLDER as MERGED
 from finetune_trainer.results.merge import merge
 from finetune_trainer.results.verify import verify_loads
 from finetune_trainer.results.versions import library_versions
@@ -62,15 +65,14 @@ class Outcome:
 
     def evaluation(self) -> EvaluationResult | None:
         """The metrics for the manifest; None without held-out data."""
-        scores = self.after.scores
-        if scores is None:
+        tuned = self.after.metrics()
+        if not tuned:
             return None
-        base = self.before.scores if self.before is not None else None
         return EvaluationResult(
-            base=base.metrics() if base is not None else None,
-            tuned=scores.metrics(),
+            base=self.before.metrics() if self.before is not None else None,
+            tuned=tuned,
             samples=self.data.report.validation_samples,
-            tokens=scores.tokens,
+            tokens=self.after.scores.tokens if self.after.scores is not None else 0,
         )
 
 
@@ -85,24 +87,17 @@ def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome:
     merged = merge(outcome.tuned, config, base.tokenizer, base.folder, folder)
     evaluation = outcome.evaluation()
     _write_evaluation(config, outcome, evaluation, folder)
-    notes = (*base.selection.notes, *outcome.data.notes)
-    metrics = {} if evaluation is None else {"base": evaluation.base or {}, "tuned": evaluation.tuned}
-    write_card(folder, config, reference, metrics, notes)
+    described = _manifest(config, base, outcome, evaluation, merged)
+    write_card(folder, described, config)
 
     def manifest(files: Sequence[FileEntry]) -> bytes:
-        return _manifest(config, base, outcome, evaluation, tuple(files)).to_json().encode()
+        return described.model_copy(update={"files": tuple(files)}).to_json().encode()
 
     uri = S3Uri.parse(config.run_uri)
     uploaded = context.store.put_tree(folder, uri, manifest, read_back=True)
-    check_gates(config.evaluation, outcome.after.scores)
-    latest = {
-        "job": f"{config.job.namespace}/{config.job.name}",
-        "uid": config.job.uid,
-        "uri": config.run_uri,
-        "manifestSha256": uploaded.manifest_sha256,
-        "createdAt": _now(),
-    }
-    context.store.put_bytes(S3Uri.parse(config.output.uri).child(LATEST), json.dumps(latest, indent=2).encode())
+    check_gates(config.evaluation, outcome.after)
+    if config.adapter is None:
+        make_latest(config, context, uploaded.manifest_sha256)
     return RunResult(
         uri=config.run_uri,
         manifest_sha256=uploaded.manifest_sha256,
@@ -110,20 +105,38 @@ def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome:
         trainable_parameters=outcome.tuned.trainable,
         total_parameters=base.layout.total,
         evaluation=evaluation,
-        merged_uri=f"{config.run_uri}/{merged.name}" if merged is not None else None,
+        merged_uri=f"{config.run_uri}/{MERGED}" if merged is not None else None,
     )
+
+
+def make_latest(config: TrainerConfig, context: RunContext, manifest_sha256: str) -> None:
+    """Let `latest.json` name this run's result."""
+    latest = {
+        "job": f"{config.job.namespace}/{config.job.name}",
+        "uid": config.job.uid,
+        "uri": config.run_uri,
+        "manifestSha256": manifest_sha256,
+        "createdAt": now(),
+    }
+    context.store.put_bytes(S3Uri.parse(config.output.uri).child(LATEST), json.dumps(latest, indent=2).encode())
 
 
 def _write_evaluation(
     config: TrainerConfig, outcome: Outcome, evaluation: EvaluationResult | None, folder: Path
 ) -> None:
-    """`evaluation.json`: the metrics, and what both models answer to held-out prompts."""
-    prompts = outcome.data.generation_prompts[: config.evaluation.generations]
+    """`evaluation.json`: the metrics, and what both models answer to the first held-out prompts; where answers were
+    compared with given ones, all of them in `predictions.jsonl`."""
+    after = outcome.after.answers
+    prompts = outcome.data.generation_prompts[: len(after)]
     before = outcome.before.answers if outcome.before is not None else (None,) * len(prompts)
-    generations: list[dict[str, Any]] = [
+    predictions: list[dict[str, Any]] = [
         {"prompt": prompt.messages, "reference": prompt.reference, "base": base, "tuned": tuned}
-        for prompt, base, tuned in zip(prompts, before, outcome.after.answers, strict=True)
+        for prompt, base, tuned in zip(prompts, before, after, strict=True)
     ]
+    if outcome.after.text:
+        lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+        (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+    generations = predictions[: config.evaluation.generations]
     content = {
         "metrics": None if evaluation is None else evaluation.model_dump(by_alias=True, mode="json", exclude_none=True),
         "generations": generations,
@@ -136,14 +149,15 @@ def _manifest(
     base: Base,
     outcome: Outcome,
     evaluation: EvaluationResult | None,
-    files: tuple[FileEntry, ...],
+    merged: MergeReport | None,
 ) -> ResultManifest:
+    """All but the files, which are known once they are uploaded."""
     losses = [float(entry["loss"]) for entry in outcome.state.log_history if "loss" in entry]
     return ResultManifest(
         job=f"{config.job.namespace}/{config.job.name}",
         uid=config.job.uid,
         attempt=config.job.attempt,
-        created_at=_now(),
+        created_at=now(),
         method=config.method.value,
         artifact=artifact_of(config.method),
         base_model=BaseModelRecord(
@@ -152,21 +166,25 @@ def _manifest(
             config_sha256=hashlib.sha256((base.folder / "config.json").read_bytes()).hexdigest(),
             architecture=(base.config.architectures or [type(base.config).__name__])[0],
             parameters=base.layout.total,
+            licence=licence_of(base.folder),
         ),
         data=outcome.data.report,
         config_sha256=config.digest(),
-        trained_parameters=(*base.selection.adapted, *base.selection.parameters),
+        trained_parameters=(*outcome.tuned.adapters, *base.selection.parameters),
         trainable_parameters=outcome.tuned.trainable,
         total_parameters=base.layout.total,
         steps=outcome.state.global_step,
         epochs=float(outcome.state.epoch or 0.0),
         train_loss=losses[-1] if losses else 0.0,
         evaluation=evaluation,
+        merged=merged,
+        configuration=config.model_dump(by_alias=True, mode="json", exclude_none=True),
         versions=library_versions(),
         notes=(*base.selection.notes, *outcome.data.notes),
-        files=files,
+        files=(),
     )
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, RFC 3339."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -61,6 +61,10 @@ _WIRE = (
 )
 
 
+BUCKET_MISSING = "BucketMissing"
+"""Reason of the error that a whole bucket is not there."""
+
+
 class CorruptObject(Unavailable):
     """An object's content is not what its manifest says."""
 
@@ -123,7 +127,7 @@ def _refused(error: b.ClientError, uri: S3Uri, endpoint: str, purpose: Purpose) 
         return kind(
             f"bucket {uri.bucket!r} does not exist at {endpoint} (needed for {uri}); create it, or correct the name or"
             " the endpoint",
-            reason="BucketMissing",
+            reason=BUCKET_MISSING,
         )
     if code in _WRONG_CREDENTIALS:
         return PermissionDenied(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.checkpoint import BackgroundUploader
     from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.training import FinetuneTrainer
+    from finetune_trainer.training.steps import TrainingSteps
 
 REPORTED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
 
@@ -127,7 +127,7 @@ class CheckpointCallback(TrainerCallback):
 class StopCallback(TrainerCallback):
     """Saves and stops at the step that all ranks agreed on."""
 
-    trainer: FinetuneTrainer
+    trainer: TrainingSteps
     """Set once the trainer exists, which takes its callbacks in its constructor."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.distributed import sharding_of
 from finetune_trainer.errors import UsageError
 from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods import TunedModel
-from finetune_trainer.sanity import GradientCheck, gradient_norms, parameter_groups, require_finite
+from finetune_trainer.sanity import GradientCheck, parameter_groups, require_finite
+from finetune_trainer.training.arguments import scheduler_options
 from finetune_trainer.training.checkpoints import TrainedCheckpoints
 
 
@@ -40,6 +42,9 @@ class TrainingSteps(TrainedCheckpoints):
         self.stop_agreed = False
         """Whether, as all ranks see it, the run stops after the current step."""
         self.last_checkpoint = None
+        self._sharding = sharding_of(config)
+        self._shapes = {name: parameter.shape for name, parameter in tuned.model.named_parameters()}
+        self.before_training = lambda: None
 
     def trained_changed(self) -> None:
         """Look anew at which parameters require gradients."""
@@ -83,17 +88,27 @@ class TrainingSteps(TrainedCheckpoints):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch; after the last one of a step the gradient norms are looked at where they are due."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            checking = self._check.pending(self._groups)
-            step = self.state.global_step + 1
-            logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
-            if checking or logged:
-                scaler = getattr(self.accelerator, "scaler", None)
-                self._norms = gradient_norms(self._groups, scaler.get_scale() if scaler is not None else 1.0)
-                if checking:
-                    self._check.observe(self._norms, step)
+        if self.accelerator.sync_gradients and not self._sharding.steps_in_backward:
+            self.observe_gradients()
         assert isinstance(loss, torch.Tensor)
         return loss
+
+    def observe_gradients(self) -> None:
+        """Take the gradient norms of a step where they are due, and check them. All ranks enter."""
+        checking = self._check.pending(self._groups)
+        step = self.state.global_step + 1
+        logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
+        if checking or logged:
+            self._norms = self._sharding.gradient_norms(self._groups, self._loss_scale())
+            if checking:
+                self._check.observe(self._norms, step)
+
+    def _loss_scale(self) -> float:
+        """What gradients in fp16 are multiplied with."""
+        if self._sharding.steps_in_backward:
+            return float(getattr(self.model_wrapped.optimizer, "loss_scale", 1.0))
+        scaler = getattr(self.accelerator, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else 1.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer over what is trained: no weight decay on norms and biases; for LoRA+ a learning rate of its own
@@ -121,6 +136,15 @@ class TrainingSteps(TrainedCheckpoints):
             **options,
         )
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The job's scheduler: some of its options depend on how many steps there are."""
+        self.args.lr_scheduler_kwargs = scheduler_options(
+            self._config.training, num_training_steps, self.args.get_warmup_steps(num_training_steps)
+        )
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds gradient norms by group and tokens per second, and stops a run whose loss is no number."""

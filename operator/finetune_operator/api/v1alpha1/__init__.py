@@ -12,6 +12,7 @@ from finetune_operator.api.v1alpha1.running import (
     Trainer,
 )
 from finetune_operator.api.v1alpha1.status import (
+    AdapterStatus,
     AttemptsStatus,
     ConditionStatus,
     EvaluationStatus,
@@ -22,9 +23,19 @@ from finetune_operator.api.v1alpha1.status import (
     ProgressStatus,
     ResultStatus,
 )
-from finetune_operator.api.v1alpha1.tuning import Layers, Lora, Parallelism, Quantization, Training
+from finetune_operator.api.v1alpha1.tuning import (
+    Head,
+    Layers,
+    Lora,
+    Parallelism,
+    Preference,
+    Prompt,
+    Quantization,
+    Training,
+)
 
 __all__ = [
+    "AdapterStatus",
     "AttemptsStatus",
     "Checkpoints",
     "ConditionStatus",
@@ -36,6 +47,7 @@ __all__ = [
     "FineTuneJob",
     "FineTuneJobSpec",
     "FineTuneJobStatus",
+    "Head",
     "Layers",
     "Lora",
     "MemoryPerGpu",
@@ -44,7 +56,9 @@ __all__ = [
     "Output",
     "Parallelism",
     "PlanStatus",
+    "Preference",
     "ProgressStatus",
+    "Prompt",
     "Quantization",
     "Resources",
     "ResultStatus",

@@ -6,10 +6,11 @@ rule against both.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from finetune_operator.api.v1alpha1.objective_rules import OBJECTIVE_RULES
+from finetune_operator.api.v1alpha1.rule import Rule
+from finetune_operator.api.v1alpha1.tuning_rules import TUNING_RULES
 
 if TYPE_CHECKING:
     from finetune_operator.api.v1alpha1.job import FineTuneJobSpec
@@ -20,65 +21,20 @@ IMMUTABLE = (
     "method",
     "layers",
     "lora",
+    "prompt",
     "quantization",
+    "head",
     "training",
     "parallelism",
     "resources",
     "scheduling",
     "output",
     "evaluation",
+    "adapters",
     "checkpoints",
     "trainer",
 )
 """Fields of spec that may not change after creation."""
-
-_PLACEHOLDER = re.compile(r"\{([a-zA-Z0-9.]+)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule over the fields of spec."""
-
-    field: str
-    """The field to blame, below spec."""
-    cel: str
-    """True when the rule is kept; `self` is spec."""
-    kept: Callable[[FineTuneJobSpec], bool]
-    """The same in Python."""
-    message: str
-    """What is wrong and what to do, with placeholders for values."""
-
-    @property
-    def message_expression(self) -> str | None:
-        """The message as a CEL expression, or None when it has no placeholder."""
-        if not _PLACEHOLDER.search(self.message):
-            return None
-        # One format() and not a sum of parts: the API server takes string(...) to be of unbounded length, and refuses a
-        # sum of such strings for its estimated cost.
-        text = _PLACEHOLDER.sub("%s", self.message.replace("%", "%%"))
-        values = ", ".join(f"self.{path}" for path in _PLACEHOLDER.findall(self.message))
-        return f"{_cel_string(text)}.format([{values}])"
-
-    @property
-    def static_message(self) -> str:
-        """The message with field names in place of values."""
-        return _PLACEHOLDER.sub(r"\1", self.message)
-
-    def explain(self, spec: FineTuneJobSpec) -> str:
-        """The message for one spec."""
-        wire = spec.model_dump(by_alias=True, mode="json")
-        return _PLACEHOLDER.sub(lambda match: str(_lookup(wire, match[1])), self.message)
-
-
-def _cel_string(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _lookup(wire: dict[str, Any], path: str) -> Any:
-    value: Any = wire
-    for name in path.split("."):
-        value = value[name]
-    return value
 
 
 def _selectors(spec: FineTuneJobSpec) -> int:
@@ -110,7 +66,9 @@ def _micro_batch_divides(spec: FineTuneJobSpec) -> bool:
 
 def _validation_is_one(spec: FineTuneJobSpec) -> bool:
     validation = spec.dataset.validation
-    return validation is None or (validation.fraction is None) != (validation.uri is None)
+    if validation is None:
+        return True
+    return sum(one is not None for one in (validation.fraction, validation.count, validation.uri)) == 1
 
 
 _PROCESSES = "(self.resources.gpus > 0 ? self.resources.gpus : 1)"
@@ -155,6 +113,8 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.lora is None or s.method in ("lora", "qlora"),
         "lora is for method lora and qlora; remove it, or change method {method}",
     ),
+    *TUNING_RULES,
+    *OBJECTIVE_RULES,
     Rule(
         "quantization",
         "!has(self.quantization) || self.method == 'qlora'",
@@ -169,9 +129,16 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "dataset.validation",
-        "!has(self.dataset.validation) || has(self.dataset.validation.fraction) != has(self.dataset.validation.uri)",
+        "!has(self.dataset.validation) || [has(self.dataset.validation.fraction), has(self.dataset.validation.count), "
+        "has(self.dataset.validation.uri)].filter(x, x).size() == 1",
         _validation_is_one,
-        "set exactly one of fraction and uri",
+        "set exactly one of fraction, count and uri",
+    ),
+    Rule(
+        "dataset.maskHistory",
+        "!self.dataset.maskHistory || !self.dataset.trainOnPrompt",
+        lambda s: not (s.dataset.mask_history and s.dataset.train_on_prompt),
+        "maskHistory takes the loss over the last answer alone, trainOnPrompt over everything; set one of them",
     ),
     Rule(
         "resources.gpusPerNode",
@@ -270,14 +237,27 @@ RULES: tuple[Rule, ...] = (
         lambda s: not s.evaluation.gates or s.dataset.validation is not None,
         "gates need held-out data; set dataset.validation",
     ),
+    Rule(
+        "evaluation.metrics",
+        "has(self.dataset.validation) || !self.evaluation.metrics.exists(m, m in ['bleu', 'rouge', 'exactMatch'])",
+        lambda s: (
+            s.dataset.validation is not None or not {"bleu", "rouge", "exactMatch"}.intersection(s.evaluation.metrics)
+        ),
+        "bleu, rouge and exactMatch compare answers to held-out questions; set dataset.validation",
+    ),
 )
 
 IMMUTABLE_MESSAGE = "cannot change after creation (only runPolicy can); delete the job, or create one of another name"
 
 
 def violations(spec: FineTuneJobSpec) -> list[str]:
-    """`field: message` for every rule that a spec breaks."""
-    return [f"spec.{rule.field}: {rule.explain(spec)}" for rule in RULES if not rule.kept(spec)]
+    """`field: message` for every rule that a spec breaks, or one of its adapters with its own words."""
+    broken = [rule for rule in RULES if not rule.kept(spec)]
+    found = [f"spec.{rule.field}: {rule.explain(spec)}" for rule in broken]
+    for number, (_, stage) in enumerate(spec.stages()):
+        own = [rule for rule in RULES if rule not in broken and not rule.kept(stage)]
+        found += [f"spec.adapters[{number}].{rule.field}: {rule.explain(stage)}" for rule in own]
+    return found
 
 
 def refused_changes(old: FineTuneJobSpec, new: FineTuneJobSpec) -> list[str]:

@@ -90,13 +90,19 @@ class Evaluation(ApiModel):
     """What is computed on the held-out data."""
 
     metrics: tuple[v.Metric, ...] = Field(default=(v.Metric.PERPLEXITY, v.Metric.ACCURACY), max_length=8)
-    """`perplexity` and `accuracy` (of tokens)."""
+    """`perplexity` and `accuracy` (of tokens); `bleu`, `rouge` and `exactMatch` of answers that the model writes."""
     compare_with_base: bool = True
     """Evaluate the untouched model too."""
     max_samples: int = Field(default=1000, ge=1, le=1_000_000)
     """At most so many held-out samples."""
     generations: int = Field(default=2, ge=0, le=100)
     """So many held-out prompts are answered before and after, for people to read (`evaluation.json`)."""
+    generation_samples: int = Field(default=100, ge=1, le=1000)
+    """At most so many held-out prompts are answered for `bleu`, `rouge` and `exactMatch`."""
+    max_new_tokens: int = Field(default=96, ge=1, le=32_768)
+    """Tokens of an answer, at most."""
+    generation_batch_size: int = Field(default=8, ge=1, le=1024)
+    """So many answers are written at the same time by one GPU."""
     gates: tuple[Gate, ...] = Field(default=(), max_length=16)
     """Bounds that decide success."""
 

@@ -59,6 +59,10 @@ class PlanStatus(ApiModel):
     """single, ddp, deepspeed or fsdp."""
     zero_stage: int | None = None
     """ZeRO stage, with deepspeed."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's state is kept in host memory."""
+    offload_parameters: bool = False
+    """Whether parameters are kept in host memory."""
     micro_batch_size: int
     """Rows per forward pass of one process."""
     gradient_accumulation: int
@@ -151,6 +155,17 @@ class EvaluationStatus(ApiModel):
     """Of the tuned model."""
 
 
+class AdapterStatus(ApiModel):
+    """One of several adapters."""
+
+    name: str = Field(max_length=40)
+    """It lies at `adapters/<name>` below the result."""
+    trainable_parameters: int | None = None
+    """Trained parameters."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Of the tuned model on its held-out data."""
+
+
 class ResultStatus(ApiModel):
     """What a finished job left in object storage."""
 
@@ -166,6 +181,8 @@ class ResultStatus(ApiModel):
     """Metrics before and after."""
     merged_uri: str | None = None
     """The stand-alone model, when one was made."""
+    adapters: tuple[AdapterStatus, ...] | None = Field(default=None, max_length=16)
+    """Of a job with several adapters, in their order."""
 
 
 class FineTuneJobStatus(ApiModel):

@@ -15,6 +15,9 @@ AutoOrCount = Annotated[
 ]
 BlockIndex = Annotated[int, Field(ge=0, le=1023)]
 Word = Annotated[str, Field(min_length=1, max_length=253)]
+Patterns = Annotated[
+    dict[Annotated[str, Field(max_length=253)], Annotated[int, Field(ge=1, le=8192)]], Field(max_length=64)
+]
 
 
 class Unfreeze(ApiModel):
@@ -65,11 +68,33 @@ class Lora(ApiModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input, 0 to 1."""
     variant: v.LoraVariant = v.LoraVariant.STANDARD
-    """`standard`, `dora`, `rslora`, `pissa`, `olora`, or `lora+`."""
+    """`standard`, `dora`, `rslora`, `pissa`, `olora`, `eva`, `lora+`, or for qlora `loftq`."""
     bias: v.LoraBias = v.LoraBias.NONE
     """Biases trained beside them: `none`, `all`, `lora_only`."""
     learning_rate_ratio: float = Field(default=16.0, ge=1, le=1024)
     """For `lora+`: learning rate of B over that of A."""
+    rank_pattern: Patterns = Field(default_factory=dict)
+    """Other ranks for some modules: a name or dotted path whose segments stand in the module's path, to a rank. A
+    segment may be a glob, and `8-15` stands for those numbers: `{"layers.8-15.mlp": 64, "[qv]_proj": 8}`. Where several
+    match, the one with more segments counts, then the one with fewer wildcards. The scale stays alpha / rank."""
+    alpha_pattern: Patterns = Field(default_factory=dict)
+    """Other alphas for some modules, in the same form."""
+    eva_rho: float = Field(default=2.0, ge=1, le=64)
+    """For `eva`, which gives ranks to where the data varies most: the most that one module's rank may become, as a
+    multiple of `rank`. 1 keeps all ranks as they are."""
+
+
+class Prompt(ApiModel):
+    """The trained positions of `prefix`, `prompt` and `adapter`."""
+
+    virtual_tokens: int | None = Field(default=None, ge=1, le=4096)
+    """How many: before every sample (prefix and prompt, default 20), or in each block (adapter, default 10)."""
+    initialization: v.PromptInit = v.PromptInit.RANDOM
+    """For `prompt`: start from `random` vectors, or from tokens of the `vocabulary` chosen at random."""
+    projection: bool = False
+    """For `prefix`: train it through an MLP in front of it, which the result no longer needs."""
+    projection_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Hidden width of that MLP. Default: the model's."""
 
 
 class Quantization(ApiModel):
@@ -83,21 +108,90 @@ class Quantization(ApiModel):
     """What a weight is expanded to for a matrix product."""
 
 
+class SchedulerOptions(ApiModel):
+    """What some schedulers want to know besides the warm-up."""
+
+    min_learning_rate_ratio: float | None = Field(default=None, ge=0, lt=1)
+    """For `cosine_with_min_lr` (default 0.1), `polynomial` and `warmup_stable_decay` (default 0): share of the peak
+    learning rate at which the run ends."""
+    cycles: int | None = Field(default=None, ge=1, le=1000)
+    """For `cosine_with_restarts`: how often the learning rate falls from its peak. Default 1."""
+    power: float | None = Field(default=None, gt=0, le=100)
+    """For `polynomial`: the exponent. Default 1."""
+    decay_ratio: float | None = Field(default=None, gt=0, le=1)
+    """For `warmup_stable_decay`: share of the steps, at the end, in which the learning rate falls. Default 0.1."""
+    decay_type: v.DecayType | None = None
+    """For `warmup_stable_decay`: `linear` (default), `cosine` or `1-sqrt`."""
+
+
+class Preference(ApiModel):
+    """What a preference objective is weighed by. LLaMA-Factory's names stand in brackets."""
+
+    beta: float | None = Field(default=None, gt=0, le=100)
+    """Scale of the reward, and strength of the bond to the model before tuning [pref_beta]. Default: 0.1, for `simpo`
+    2.0."""
+    loss: v.PreferenceLoss = v.PreferenceLoss.SIGMOID
+    """Of `dpo`: `sigmoid`, `hinge` or `ipo` [pref_loss]."""
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
+    """Share of pairs that are taken to be the wrong way round, for `dpo` with `sigmoid` [dpo_label_smoothing]. At a
+    half there would be nothing to learn."""
+    sft_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the cross-entropy of chosen answers beside the loss [pref_ftx]."""
+    simpo_gamma: float = Field(default=0.5, ge=0, le=100)
+    """Margin that the rewards of a pair are to have, for `simpo` [simpo_gamma]."""
+    chosen_weight: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of answers that are liked, for `kto` [kto_chosen_weight]."""
+    rejected_weight: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of answers that are not, for `kto` [kto_rejected_weight]."""
+
+
+class Head(ApiModel):
+    """A head that predicts a class or a number of a text, for method `head`."""
+
+    task: v.HeadTask = v.HeadTask.CLASSIFICATION
+    """`classification` or `regression`."""
+    labels: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | None = Field(
+        default=None, min_length=2, max_length=1024
+    )
+    """Names of the classes, in the order of their numbers. Default: those found in the data, sorted."""
+    dense: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(), max_length=16)
+    """Widths of additional layers between the model and the output."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before each layer of the head, 0 to 1."""
+
+
 class Training(ApiModel):
     """The optimization."""
+
+    objective: v.Objective = v.Objective.SFT
+    """What is learnt: `sft` (the answers in the data), or which answers people prefer: `dpo`, `orpo`, `simpo` (from
+    pairs), `kto` (from answers that were liked or not)."""
+    preference: Preference | None = None
+    """What a preference objective is weighed by."""
 
     epochs: float = Field(default=3.0, gt=0, le=10_000)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many optimizer steps, whatever `epochs` says."""
     learning_rate: float | None = Field(default=None, gt=0, le=10)
-    """Peak learning rate. Default: 2e-4 with adapters, 1e-5 where the model's own weights are trained."""
+    """Peak learning rate. Default: 2e-4 with adapters, 1e-5 where the model's own weights are trained; with a
+    preference objective 1e-5 and 1e-6; for a head alone 1e-3, with blocks beside it 5e-5."""
     scheduler: v.Scheduler = v.Scheduler.COSINE
     """Course of the learning rate."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which the learning rate rises, 0 to 1."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    """Steps over which the learning rate rises, in place of `warmupRatio`."""
+    scheduler_options: SchedulerOptions = SchedulerOptions()
+    """What some schedulers want to know besides."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
-    """Decoupled weight decay."""
+    """Decoupled weight decay; none on biases and norms."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment (AdamW, AdEMAMix, Lion)."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment (AdamW, AdEMAMix), or of the momentum (Lion)."""
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1)
+    """Added to the root of the second moment (AdamW, AdEMAMix)."""
     batch_size: int = Field(default=16, ge=1, le=1_048_576)
     """Rows per optimizer step over all GPUs; a row is a sample, or with packing as many as fit in `maxLength`."""
     micro_batch_size: AutoOrCount = "auto"

@@ -1,0 +1,191 @@
+"""Judged answers: pairs of a chosen and a rejected one, and single ones that were liked or not. Pure.
+
+Pairs come in the layouts of LLaMA-Factory (`conversations` or `messages` with `chosen` and `rejected`; `instruction`,
+`input`, `chosen`, `rejected`) and of TRL (`prompt`, `chosen`, `rejected`, each text or a list of messages; or `chosen`
+and `rejected` as whole conversations). Single answers come as any conversation with `kto_tag` (LLaMA-Factory) or with a
+true or false `label` (TRL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.contract.vocabulary import DatasetFormat
+from finetune_trainer.data.conversation import Conversation
+from finetune_trainer.data.formats import parse, recognise
+from finetune_trainer.data.rows import RowError, describe
+
+Fields = Mapping[str, Any]
+
+JUDGEMENTS = ("kto_tag", "label")
+"""Fields that say whether an answer was liked: LLaMA-Factory's and TRL's."""
+_WORDS = {"true": True, "false": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to the same prompt."""
+
+    chosen: Conversation
+    rejected: Conversation
+    shared: int
+    """Messages that both begin with: the prompt."""
+
+    def empty_turn(self) -> int | None:
+        """Number of the first turn, from 1, of either side in which nothing is said or called."""
+        return self.chosen.empty_turn() or self.rejected.empty_turn()
+
+    def words(self) -> str:
+        """What is said and called: the prompt and both answers."""
+        return f"{self.chosen.words()}\n{Conversation(self.rejected.messages[self.shared :]).words()}"
+
+    def texts(self) -> Iterator[str]:
+        """Every text in it."""
+        yield from self.chosen.texts()
+        yield from Conversation(self.rejected.messages[self.shared :]).texts()
+
+    def answer_characters(self) -> int:
+        """Characters of the shorter answer."""
+        sides = (self.chosen, self.rejected)
+        return min(Conversation(side.messages[self.shared :]).answer_characters() for side in sides)
+
+    def digest(self) -> bytes:
+        """16 bytes that two pairs share when they differ in white space only. Raises RowError."""
+        return hashlib.blake2b(self.chosen.digest() + self.rejected.digest(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer, and whether it was liked."""
+
+    conversation: Conversation
+    liked: bool
+
+    def empty_turn(self) -> int | None:
+        """Number of the first turn, from 1, in which nothing is said or called."""
+        return self.conversation.empty_turn()
+
+    def words(self) -> str:
+        """What is said and called."""
+        return self.conversation.words()
+
+    def texts(self) -> Iterator[str]:
+        """Every text in it."""
+        return self.conversation.texts()
+
+    def answer_characters(self) -> int:
+        """Characters of the answer."""
+        return Conversation(self.conversation.messages[-1:]).answer_characters()
+
+    def digest(self) -> bytes:
+        """16 bytes that two answers share when they differ in white space only. Raises RowError."""
+        return hashlib.blake2b(self.conversation.digest() + bytes([self.liked]), digest_size=16).digest()
+
+
+def recognise_judged(row: Fields) -> tuple[DatasetFormat, str] | None:
+    """The format of a row of single judged answers and what gave it away; None where it is none."""
+    rest = {name: value for name, value in row.items() if name not in JUDGEMENTS}
+    if row.get("kto_tag") is not None:
+        return (DatasetFormat.UNPAIRED, "rows have 'kto_tag'") if _conversational(rest) else None
+    if isinstance(row.get("label"), bool) and _conversational(rest):
+        return DatasetFormat.UNPAIRED, "rows have an answer and a 'label' that is true or false"
+    return None
+
+
+def _conversational(row: Fields) -> bool:
+    found = recognise(row)
+    return found is not None and found[0] not in (DatasetFormat.TEXT, DatasetFormat.PREFERENCE)
+
+
+def parse_pair(row: Fields) -> Pair:
+    """One row of format `preference`. Raises RowError, which says what the row lacks."""
+    chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
+    pairs = zip(chosen.messages, rejected.messages, strict=False)
+    shorter = min(len(chosen.messages), len(rejected.messages))
+    shared = next((at for at, (a, b) in enumerate(pairs) if a != b), shorter)
+    if shared == len(chosen.messages) == len(rejected.messages):
+        raise RowError("'chosen' equals 'rejected': there is nothing to prefer")
+    if shared == 0:
+        raise RowError("'chosen' and 'rejected' do not begin with the same prompt")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if shared == len(side.messages) or side.messages[shared]["role"] != "assistant":
+            raise RowError(
+                f"'{name}' differs from the other one before its answer; both must answer the same prompt, with a turn "
+                "of the assistant"
+            )
+        if side.messages[-1]["role"] != "assistant":
+            raise RowError(f"'{name}' does not end with a turn of the assistant")
+    return Pair(chosen, rejected, shared)
+
+
+def _side(row: Fields, side: str) -> Conversation:
+    """The prompt with one of the answers."""
+    answer = row.get(side)
+    if answer is None or answer == "" or answer == []:
+        raise RowError(f"no '{side}'")
+    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
+    if isinstance(answer, Mapping):
+        answer = [answer]
+    turns = next((rest[key] for key in ("messages", "conversations") if isinstance(rest.get(key), list)), None)
+    if turns is None and isinstance(rest.get("prompt"), list):
+        turns = rest["prompt"]
+    if turns is not None:
+        return _continued(rest, turns, answer, side)
+    if isinstance(answer, list):
+        prompt = rest.get("prompt") if rest.get("instruction") is None else rest["instruction"]
+        whole = len(answer) > 1 and _speaker(answer[0]) not in ("assistant", "gpt")
+        before = [] if whole or prompt is None else [{"role": "user", "content": prompt}]
+        return _continued(rest, before, answer, side)
+    if not isinstance(answer, str):
+        raise RowError(f"has {describe(answer)} as '{side}' instead of text or messages")
+    if rest.get("instruction") is not None:
+        return _conversation(DatasetFormat.ALPACA, {**rest, "output": answer})
+    if rest.get("prompt") is None:
+        raise RowError(f"'{side}' is text, but the row has no 'prompt' or 'instruction' that it answers")
+    return _continued(rest, [{"role": "user", "content": rest["prompt"]}], answer, side)
+
+
+def _continued(rest: Fields, turns: list[Any], answer: object, side: str) -> Conversation:
+    """Turns of a prompt, and an answer in the same style as they or as text."""
+    spoken = any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
+    if isinstance(answer, str):
+        answer = [{"from": "gpt", "value": answer} if spoken else {"role": "assistant", "content": answer}]
+    if not isinstance(answer, list):
+        raise RowError(f"has {describe(answer)} as '{side}' instead of text or messages")
+    spoken = spoken or (not turns and any(isinstance(turn, Mapping) and "from" in turn for turn in answer))
+    key, format_ = ("conversations", DatasetFormat.SHAREGPT) if spoken else ("messages", DatasetFormat.MESSAGES)
+    kept = {name: rest[name] for name in ("system", "tools") if name in rest}
+    return _conversation(format_, {**kept, key: [*turns, *answer]})
+
+
+def _speaker(turn: object) -> object:
+    return (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
+
+
+def _conversation(format_: DatasetFormat, row: Fields) -> Conversation:
+    sample = parse(format_, row)
+    assert isinstance(sample, Conversation), "these formats are conversations"
+    return sample
+
+
+def parse_judged(row: Fields) -> Judged:
+    """One row of format `unpaired`. Raises RowError, which says what the row lacks."""
+    field = next((name for name in JUDGEMENTS if row.get(name) is not None), None)
+    if field is None:
+        raise RowError("neither 'kto_tag' nor 'label' says whether the answer was liked")
+    liked = row[field]
+    if not isinstance(liked, bool):
+        liked = _WORDS.get(str(liked).strip().lower())
+        if liked is None:
+            raise RowError(f"'{field}' is {row[field]!r}; it has to be true or false")
+    rest = {name: value for name, value in row.items() if name not in JUDGEMENTS}
+    found = recognise(rest)
+    if found is None or not _conversational(rest):
+        raise RowError("no prompt and answer, in the form of messages, conversations, instruction or prompt")
+    conversation = _conversation(found[0], rest)
+    if conversation.messages[-1]["role"] != "assistant" or len(conversation.messages) < 2:
+        raise RowError("the conversation does not end with an answer of the assistant to something")
+    return Judged(conversation, liked)

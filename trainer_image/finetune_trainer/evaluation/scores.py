@@ -1,0 +1,83 @@
+"""What a model makes of held-out answers when it is shown every token before the one it predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.utils.data import Dataset
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.contract.vocabulary import Metric
+from finetune_trainer.loss import NextTokenLoss, Targets
+from finetune_trainer.model import autocast
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced results over the trained tokens of held-out data."""
+
+    loss: float
+    """Mean cross-entropy, in nats per token."""
+    correct: int
+    """Tokens that were the model's first choice."""
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean cross-entropy."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the model's first choice, 0 to 1."""
+        return self.correct / self.tokens
+
+    def metrics(self) -> dict[str, float]:
+        """By the names of `Metric`."""
+        return {Metric.PERPLEXITY.value: self.perplexity, Metric.ACCURACY.value: self.accuracy}
+
+
+def score(
+    model: nn.Module,
+    rows: Dataset[Any],
+    collate: Callable[[list[Any]], dict[str, Any]],
+    config: TrainerConfig,
+    device: torch.device,
+) -> Scores | None:
+    """Evaluate held-out rows, each rank its share of them; every rank gets the sum. None without a token to score."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    own = list(range(rank, len(rows), world))  # type: ignore[arg-type]
+    size = config.training.micro_batch_size
+    # Sharded weights are gathered by all processes together: each takes as many turns as the others, if need be with
+    # a row that another one counts.
+    turns = math.ceil(len(rows) / (size * world))  # type: ignore[arg-type]
+    loss = NextTokenLoss(model)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    tokens = 0
+    model.eval()
+    with autocast(config, device):
+        for turn in range(turns):
+            chosen = own[turn * size : (turn + 1) * size]
+            batch = collate([rows[index] for index in chosen or [0]])
+            targets = Targets.of(batch.pop("labels"), batch.get("position_ids"))
+            inputs = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+            batch_loss, batch_correct = loss.evaluate(
+                model, inputs, Targets(targets.positions.to(device), targets.tokens.to(device))
+            )
+            if chosen:
+                total += batch_loss
+                correct += batch_correct
+                tokens += targets.tokens.numel()
+    sums = torch.tensor([total.item(), correct.item(), tokens], dtype=torch.float64)
+    if world > 1:
+        dist.all_reduce(sums)
+    if sums[2] == 0:
+        return None
+    return Scores(float(sums[0] / sums[2]), int(sums[1]), int(sums[2]))
