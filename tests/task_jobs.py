@@ -17,8 +17,8 @@ from finetune_trainer.evaluation import HeldOutScores
 from finetune_trainer.layers import checkpoint_blocks
 from finetune_trainer.methods import TunedModel, apply_method
 from finetune_trainer.model import load_model
+from finetune_trainer.preflight import read_base
 from finetune_trainer.tasks import Task, task_of
-from finetune_trainer.train import read_base
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
 from finetune_trainer.training.steps import TrainingSteps

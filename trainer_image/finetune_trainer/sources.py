@@ -272,9 +272,7 @@ def _data_files(uri: str, folder: Path) -> list[Path]:
 
 def _at_least_one(uri: str, found: list[Path], names: Callable[[], list[str]]) -> list[Path]:
     if not found:
-        raise InputMissing(
-            f"{uri} holds no data file ({READABLE}): {_what_is_there(names())}", reason="DatasetMissing"
-        )
+        raise InputMissing(f"{uri} holds no data file ({READABLE}): {_what_is_there(names())}", reason="DatasetMissing")
     return found
 
 

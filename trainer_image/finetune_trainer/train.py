@@ -9,66 +9,46 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed as dist
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.checkpoint import BackgroundUploader, CheckpointStore, NodeCheckpoints
+from finetune_trainer.checkpoint import CheckpointStore
+from finetune_trainer.checkpoint.exchange import download_checkpoint, uploads
 from finetune_trainer.context import RunContext
-from finetune_trainer.contract import RunResult, SelectionError, TrainerConfig, select
+from finetune_trainer.contract import RunResult, TrainerConfig
 from finetune_trainer.contract.selection import UnfreezeSchedule
-from finetune_trainer.contract.vocabulary import LoraBias
-from finetune_trainer.data import PreparedData, Purpose, check_first_rows, prepare, use_template
+from finetune_trainer.data import PreparedData
 from finetune_trainer.distributed import (
-    check_strategy,
     device_of,
-    first_then_rest,
-    node_of,
     once_per_node,
     process_group,
     strategy_arguments,
 )
 from finetune_trainer.distributed.gather import as_the_base, whole_model
-from finetune_trainer.errors import InternalError, Preempted, TrainerError, UsageError
+from finetune_trainer.errors import InternalError, Preempted
 from finetune_trainer.evaluation import (
-    HeldOutScores,
     Judgement,
-    answer,
-    check_evaluation,
-    check_prompts,
-    prompts_to_answer,
-    text_metrics,
 )
-from finetune_trainer.heads.module import head_layout
-from finetune_trainer.heads.task import check_head
-from finetune_trainer.layers import checkpoint_blocks, layout_of, trained_parameters
-from finetune_trainer.methods import Start, TunedModel, apply_method, check_adapters, check_method
+from finetune_trainer.judge import Judge
+from finetune_trainer.layers import checkpoint_blocks, trained_parameters
+from finetune_trainer.methods import Start, TunedModel, apply_method
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
-from finetune_trainer.model import autocast, empty_model, load_model, read_config, read_tokenizer
-from finetune_trainer.preferences.task import check_preferences
-from finetune_trainer.results.merge import check_merge
+from finetune_trainer.model import autocast, load_model
+from finetune_trainer.preflight import check_job, fetch_inputs, prepare_stage, stop_here
 from finetune_trainer.results.save import Base, Outcome, save_result
-from finetune_trainer.sanity import check_packing, group_of, learning_rate_warning
-from finetune_trainer.sources import fetch_dataset, fetch_model
+from finetune_trainer.sanity import check_packing, group_of
 from finetune_trainer.stages import SharedBase, Stage, named, tune_adapters
-from finetune_trainer.storage import S3Uri
 from finetune_trainer.tasks import SupervisedTask, Task, task_of
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
 from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
 from finetune_trainer.training.steps import TrainingSteps
-
-UNKNOWN_CLASSES = ("0", "1")
-"""Stand for the classes that are found in the data."""
-LAST_UPLOAD_SECONDS = 60.0
-"""How long a failing run waits for a checkpoint that is being uploaded."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,95 +74,6 @@ def run(config: TrainerConfig, context: RunContext) -> RunResult:
         return tune(config, context, prepared[0].base, prepared[0].data, device)
 
 
-# ---- preflight ----
-
-
-def prepare_stage(config: TrainerConfig, context: RunContext, inputs: dict[str, Any]) -> tuple[Base, PreparedData]:
-    """What there is to know of the model and the data before any weight is read."""
-    base = read_base(config, Path(inputs["model"]), inputs["revision"])
-    _stop_here(context, "before the data was prepared")
-
-    def prepare_data() -> PreparedData:
-        return prepare(
-            config.dataset,
-            base.tokenizer,
-            lambda uri: [Path(path) for path in inputs["data"][uri]],
-            seed=config.training.seed,
-            cache_dir=context.workspace.data / "prepared",
-            rows_per_batch=config.training.micro_batch_size,
-            purpose=Purpose.of(config),
-        )
-
-    data = first_then_rest(context, "data" if config.adapter is None else f"data-{config.adapter}", prepare_data)
-    check_prompts(config, data)
-    if config.head is not None:
-        base = read_base(config, base.folder, base.revision, data.classes)
-    _stop_here(context, "before the model was loaded")
-    return base, data
-
-
-def check_job(config: TrainerConfig, world_size: int) -> None:
-    """Refuse what no model and no data could make right. Raises UsageError."""
-    check_strategy(config, world_size)
-    check_evaluation(config)
-    check_merge(config)
-    check_preferences(config)
-    check_head(config)
-    training = config.training
-    rows = training.micro_batch_size * training.gradient_accumulation * world_size
-    if rows != training.batch_size:
-        raise UsageError(
-            f"spec.training.batchSize: {training.batch_size} is not microBatchSize {training.micro_batch_size} x"
-            f" gradientAccumulation {training.gradient_accumulation} x {world_size} processes"
-        )
-    warning = learning_rate_warning(config.method, training.optimizer, training.learning_rate, training.objective)
-    if warning is not None:
-        logger.warning(warning)
-
-
-def fetch_inputs(config: TrainerConfig, context: RunContext) -> dict[str, Any]:
-    """Check that results can be written, then bring the model and the data to this node and look at the first rows."""
-    if context.is_main:
-        context.store.probe_write(S3Uri.parse(config.run_uri))
-    files = fetch_model(config.model, context.store, context.workspace)
-    data: dict[str, list[Path]] = {}
-    for stage in config.stages():
-        uris = [source.uri for source in stage.dataset.sources]
-        if stage.dataset.validation is not None and stage.dataset.validation.uri is not None:
-            uris.append(stage.dataset.validation.uri)
-        data |= {uri: fetch_dataset(uri, context.store, context.workspace) for uri in uris if uri not in data}
-        check_first_rows(stage.dataset, data.__getitem__, Purpose.of(stage))
-    return {
-        "model": str(files.path),
-        "revision": files.revision,
-        "data": {uri: [str(path) for path in paths] for uri, paths in data.items()},
-    }
-
-
-def read_base(
-    config: TrainerConfig, folder: Path, revision: str | None, classes: Sequence[str] = UNKNOWN_CLASSES
-) -> Base:
-    """Resolve the job's words against the model, on the meta device. Raises UsageError where they do not fit it.
-
-    `classes` are those of a head, once the data is known.
-    """
-    trusted = config.model.trust_remote_code
-    model_config = read_config(folder, trust_remote_code=trusted)
-    causal = layout_of(empty_model(model_config, trust_remote_code=trusted))
-    layout = causal if config.head is None else head_layout(model_config, causal, config.head, classes, trusted)
-    check_method(config, layout, str(model_config.model_type))
-    try:
-        selection = select(
-            layout, config.method, config.layers, config.lora.bias if config.lora is not None else LoraBias.NONE
-        )
-        check_adapters(config, selection)
-    except SelectionError as error:
-        raise UsageError(str(error), reason="InvalidSelection") from error
-    tokenizer = read_tokenizer(folder, trust_remote_code=trusted)
-    use_template(tokenizer, config.dataset.template)
-    return Base(folder, revision, model_config, layout, selection, tokenizer)
-
-
 # ---- the model ----
 
 
@@ -206,27 +97,14 @@ def tune(
     task = task_of(config, base.layout, data, base.tokenizer, device, lambda: context.progress.report(0, 0, {}))
     task.begin(model)
 
-    def judge(state: torch.nn.Module, score: Callable[[torch.nn.Module], HeldOutScores | None]) -> Judgement:
-        scores = score(state)
-        prompts = prompts_to_answer(data.generation_prompts, config)
-        answers = answer(state, base.tokenizer, prompts, config, device)
-        given = [prompt.reference for prompt in prompts]
-        text = text_metrics(config.evaluation.metrics, answers, given) if answers else {}
-        return Judgement(scores, tuple(answers), text)
-
-    judged: list[Judgement] = []
-
-    def judge_base(state: torch.nn.Module) -> None:
-        if config.evaluation.compare_with_base:
-            judged.append(judge(state, task.score_base))
-
+    judge = Judge(config, base.tokenizer, data, task, device)
     if not config.parallelism.divides_weights:
-        judge_base(model)
-    _stop_here(context, "before the first step")
+        judge.base(model)
+    stop_here(context, "before the first step")
     set_seed(config.training.seed)
     checkpoints = CheckpointStore(context.store, config.run_uri, config, config.job.attempt)
     folder = context.workspace.checkpoints / config.folder_name
-    resumed = _download_checkpoint(context, checkpoints, folder / "resumed")
+    resumed = download_checkpoint(context, checkpoints, folder / "resumed")
     start = Start(
         base.folder,
         task.batches if isinstance(task, SupervisedTask) else None,
@@ -247,18 +125,17 @@ def tune(
     def divided(trainer: TrainingSteps) -> None:
         if config.parallelism.divides_weights:
             with as_the_base(tuned.model, config):
-                judge_base(trainer.forward_model)
+                judge.base(trainer.forward_model)
 
     trainer = train(config, context, base, tuned, task, tensorboard, device, divided, checkpoints, resumed)
-    after = judge(trainer.forward_model, task.score)
-    before = judged[0] if judged else None
-    _report_evaluation(context, trainer, tensorboard, before, after)
+    after = judge.tuned(trainer.forward_model)
+    _report_evaluation(context, trainer, tensorboard, judge.before, after)
     trained = trainer.gather()
     result: list[RunResult | None] = [None]
     if context.is_main:
         if trained is not None:
             tuned = whole_model(base.folder, config, base.layout, base.selection, tuned, trained)
-        outcome = Outcome(tuned, trainer.state, data, before, after)
+        outcome = Outcome(tuned, trainer.state, data, judge.before, after)
         result = [save_result(config, context, base, outcome, output)]
     if context.world_size > 1:
         dist.broadcast_object_list(result, src=0)
@@ -305,7 +182,7 @@ def train(
     stands on the GPUs, and nothing is trained yet. Raises Preempted when asked to stop."""
     folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback()
-    with _uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
+    with uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
         trainer = task.trainer(
             tuned,
             training_arguments(config, folder, device, strategy_arguments(config, context.world_size)),
@@ -343,54 +220,6 @@ def _unfreezing(
     return ProgressiveUnfreezing(tuned.model, base.layout, base.selection, schedule, changed)
 
 
-@contextmanager
-def _uploads(
-    context: RunContext, checkpoints: CheckpointStore, keep: int, attempt: int
-) -> Iterator[BackgroundUploader | None]:
-    """The uploader of a node's first process. All have uploaded everything when this ends, in all processes: one that
-    ended earlier would give the others only the launcher's patience for what is left."""
-    node, nodes = node_of(context)
-    if context.local_rank != 0:
-        yield None
-        dist.barrier()
-        return
-    ours = NodeCheckpoints(checkpoints, context.store, attempt, node, nodes) if nodes > 1 else checkpoints
-    uploader = BackgroundUploader(ours, keep)
-    try:
-        yield uploader
-    except BaseException:
-        # What is on its way may still become a checkpoint, but must not hide why the run ends.
-        with suppress(TrainerError):
-            uploader.close(timeout=LAST_UPLOAD_SECONDS)
-        raise
-    uploader.close()
-    if context.world_size > 1:
-        dist.barrier()
-
-
-def _download_checkpoint(context: RunContext, checkpoints: CheckpointStore, folder: Path) -> Path | None:
-    """The checkpoint to continue from, on this node's disk. Rank 0 decides which one for all."""
-    chosen: list[int | None] = [None]
-    if context.is_main:
-        newest = checkpoints.newest_complete()
-        usable = checkpoints.download(newest, folder) if newest is not None else None
-        chosen = [usable.step if usable is not None else None]
-    if context.world_size > 1:
-        dist.broadcast_object_list(chosen, src=0)
-    step = chosen[0]
-    if step is not None and context.local_rank == 0 and not context.is_main:
-        newest = checkpoints.newest_complete()
-        usable = checkpoints.download(newest, folder) if newest is not None else None
-        if usable is None or usable.step != step:
-            raise InternalError(f"this node cannot read the checkpoint of step {step} that rank 0 continues from")
-    if context.world_size > 1:
-        dist.barrier()
-    if step is None:
-        return None
-    logger.info("continuing from the checkpoint of step %d", step)
-    return folder
-
-
 def _report_evaluation(
     context: RunContext,
     trainer: TrainingSteps,
@@ -409,11 +238,3 @@ def _report_evaluation(
     tensorboard.finish(found, step)
     if after.scores is not None:
         context.progress.report(step, total, {"eval_loss": after.scores.loss}, 0)
-
-
-def _stop_here(context: RunContext, where: str) -> None:
-    """Raise Preempted where the run was asked to stop before there was anything to save."""
-    if context.stop.requested:
-        raise Preempted(
-            f"asked to stop {where}; another attempt starts from the last checkpoint, or from the beginning"
-        )

@@ -179,7 +179,10 @@ def _buffers(work: Workload, layout: Layout) -> int:
         live = min(_ZERO_LIVE, work.known.layout.total) * work.narrow if layout.zero_stage == 3 else 0
         return _COLLECTIVES + buckets + live
     if layout.strategy is Strategy.FSDP:
-        # The block at work and the next one; embedding and head, which are a unit of their own.
-        return _COLLECTIVES + work.narrow * (2 * max(0, block) + outside)
+        # The block at work and the next one; embedding and head, which are a unit of their own. Trained weights are
+        # gathered in fp32, cast by autocast, and leave a gradient in fp32 to be divided.
+        trained = sum(p.size for p in work.trained_base) / work.known.layout.total
+        width = work.narrow + trained * (4 + 4 if work.narrow == 2 else 4)
+        return _COLLECTIVES + int(width * (2 * max(0, block) + outside))
     # DDP's buckets hold a copy of all gradients (PyTorch, `gradient_as_bucket_view`).
     return _COLLECTIVES + 4 * work.trained

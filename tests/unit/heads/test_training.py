@@ -18,9 +18,9 @@ from finetune_trainer.evaluation.heads import HeadScores
 from finetune_trainer.heads import load_classifier
 from finetune_trainer.heads.task import check_head
 from finetune_trainer.methods import TunedModel
+from finetune_trainer.preflight import read_base
 from finetune_trainer.results.artefact import BaseReference, artifact_of, export
 from finetune_trainer.results.delta import load_delta
-from finetune_trainer.train import read_base
 from tests.task_jobs import TaskRun, head_config, labelled, run_task
 from tests.trainer_jobs import snapshot, trainer_config
 from tests.unit.trainer_core.conftest import ModelFolder

@@ -139,6 +139,15 @@ def test_data_parallelism_needs_a_copy_of_the_gradients_and_buffers() -> None:
     assert together.weights == alone.weights and together.activations == alone.activations
 
 
+def test_fsdp_gathers_trained_weights_in_fp32_with_a_copy_and_a_gradient() -> None:
+    def gathered(method: str) -> float:
+        parts = estimate(workload(method=method), Batch(1, 2048, True), Layout(Strategy.FSDP, 8))
+        return parts.overhead - 1.3 * GIB - 0.04 * (parts.gradients + parts.activations + parts.logits)
+
+    # 2 bytes for each frozen weight of two blocks, embedding and head; 4 + 2 + 4 for each trained one.
+    assert gathered("full") / gathered("lora") == pytest.approx(5, rel=1e-3)
+
+
 def test_strategies_need_less_the_more_they_share() -> None:
     work, batch = workload(method="full"), Batch(1, 2048, True)
     offloaded = zero(3, offload_optimizer=True, offload_parameters=True)

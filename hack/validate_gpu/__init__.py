@@ -1,0 +1,1 @@
+"""Runs the trainer on real GPUs, strategy by strategy, and compares. See README.md."""

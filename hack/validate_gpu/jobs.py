@@ -1,0 +1,93 @@
+"""The model, the data and the jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.tiny_tokenizer import tiny_tokenizer
+from tests.trainer_jobs import trainer_config, write_dataset
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from finetune_trainer.contract import TrainerConfig
+
+STEPS = 12
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16}
+"""With 32,000 tokens 0.33 billion parameters."""
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+OFFLOADED = {"offload": {"optimizer": "cpu", "parameters": "cpu"}}
+STRATEGIES: Mapping[str, dict[str, Any]] = {
+    "single": {"strategy": "single"},
+    "ddp": {"strategy": "ddp"},
+    "zero1": {"strategy": "deepspeed", "zero_stage": 1},
+    "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
+    "zero3-offload": {"strategy": "deepspeed", "zero_stage": 3, **OFFLOADED},
+    "fsdp": {"strategy": "fsdp"},
+    "fsdp-offload": {"strategy": "fsdp", **OFFLOADED},
+}
+RUNS: tuple[str, ...] = (
+    *(f"lora/{strategy}" for strategy in STRATEGIES),
+    *(f"qlora/{strategy}" for strategy in ("single", "ddp", "zero1", "zero2", "zero3", "fsdp")),
+    *(f"full/{strategy}" for strategy in ("single", "zero2", "zero3", "fsdp")),
+)
+
+
+def processes_of(run: str) -> int:
+    """One for each of two GPUs, or one."""
+    return 1 if run.endswith("/single") else 2
+
+
+def write_inputs(folder: Path, *, cpu: bool) -> None:
+    """A model with random weights, the same each time, and a few hundred questions."""
+    torch.manual_seed(0)
+    shape = TINY if cpu else LARGE
+    config = LlamaConfig(
+        **shape,
+        num_key_value_heads=shape["num_attention_heads"] // 2,
+        vocab_size=320 if cpu else 32_000,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if cpu else torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    write_dataset(folder / "data.jsonl", repeat=40)
+
+
+def job(run: str, folder: Path, endpoint: str, *, cpu: bool) -> TrainerConfig:
+    """The configuration of a run. Every run sees the same batches."""
+    method, strategy = run.split("/")
+    changes: dict[str, Any] = {"method": method}
+    # bitsandbytes' optimizers do not know FSDP2's tensors, and paged ones need a GPU.
+    optimizer = "adamw"
+    if method == "qlora":
+        compute = "float32" if cpu else "bfloat16"
+        changes["quantization"] = {"type": "nf4", "double_quant": True, "compute_dtype": compute}
+        optimizer = "adamw" if strategy == "fsdp" else "adamw_8bit" if cpu else "paged_adamw_8bit"
+    if method == "full":
+        changes["layers"] = {"last": 2, "also": ["lm_head"]}
+    config = trainer_config(
+        folder / "model",
+        folder / "data.jsonl",
+        dataset={"packing": True, "max_length": 64 if cpu else 1024, "validation": {"fraction": 0.1}},
+        training={
+            "max_steps": STEPS,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "gradient_accumulation": 4 // processes_of(run),
+            "optimizer": optimizer,
+            "precision": "fp32" if cpu else "bf16",
+            "learning_rate": 1e-5 if method == "full" else 2e-4,
+        },
+        evaluation={"generations": 2, "max_new_tokens": 8},
+        parallelism=STRATEGIES[strategy],
+        output={"uri": "s3://validation/runs"},
+        s3={"endpoint": endpoint},
+        **changes,
+    )
+    return config.model_copy(update={"job": config.job.model_copy(update={"uid": run.replace("/", "-")})})

@@ -1,0 +1,49 @@
+"""Judging the base and the tuned model of a run in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.data import PreparedData
+from finetune_trainer.evaluation import HeldOutScores, Judgement, answer, prompts_to_answer, text_metrics
+from finetune_trainer.tasks import Task
+
+
+class Judge:
+    """Scores and answers of both states of a model. All processes take part."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        data: PreparedData,
+        task: Task,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._task = task
+        self._device = device
+        self._prompts = prompts_to_answer(data.generation_prompts, config)
+        self.before: Judgement | None = None
+        """Of the base; None where the job does not compare."""
+
+    def base(self, model: torch.nn.Module) -> None:
+        """Judge the untouched model, where the job compares with it."""
+        if self._config.evaluation.compare_with_base:
+            self.before = self._judge(model, self._task.score_base)
+
+    def tuned(self, model: torch.nn.Module) -> Judgement:
+        """Judge the trained model."""
+        return self._judge(model, self._task.score)
+
+    def _judge(self, model: torch.nn.Module, score: Callable[[torch.nn.Module], HeldOutScores | None]) -> Judgement:
+        scores = score(model)
+        answers = answer(model, self._tokenizer, self._prompts, self._config, self._device)
+        given = [prompt.reference for prompt in self._prompts]
+        text = text_metrics(self._config.evaluation.metrics, answers, given) if answers else {}
+        return Judgement(scores, tuple(answers), text)
