@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="a rehearsal without GPUs")
     options = parser.parse_args()
     out: Path = options.out.absolute()
+    if out.exists():
+        parser.error(f"--out {out}: it is there already; name a new folder")
     out.mkdir(parents=True)
     singles = {f"{run.split('/')[0]}/single" for run in options.only}
     runs = [run for run in RUNS if run in options.only or run in singles]
@@ -77,6 +80,7 @@ class _S3Server:
         import boto3
         from moto.server import ThreadedMotoServer
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         os.environ |= {"AWS_ACCESS_KEY_ID": "validation", "AWS_SECRET_ACCESS_KEY": "validation"}
         self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()

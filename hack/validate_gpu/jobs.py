@@ -14,9 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from finetune_trainer.contract import TrainerConfig
 
 STEPS = 12
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16}
+LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+}
 """With 32,000 tokens 0.33 billion parameters."""
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 OFFLOADED = {"offload": {"optimizer": "cpu", "parameters": "cpu"}}
 STRATEGIES: Mapping[str, dict[str, Any]] = {
     "single": {"strategy": "single"},
@@ -41,9 +46,10 @@ def processes_of(run: str) -> int:
 
 
 def write_inputs(folder: Path, *, cpu: bool) -> None:
-    """A model with random weights, the same each time, and a few hundred questions."""
+    """A model with random weights, the same each time, and enough questions for all steps: where an epoch ends, a
+    batch is filled up."""
     torch.manual_seed(0)
-    shape = TINY if cpu else LARGE
+    shape: dict[str, Any] = TINY if cpu else LARGE
     config = LlamaConfig(
         **shape,
         num_key_value_heads=shape["num_attention_heads"] // 2,
@@ -56,7 +62,7 @@ def write_inputs(folder: Path, *, cpu: bool) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if cpu else torch.bfloat16)
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    write_dataset(folder / "data.jsonl", repeat=40)
+    write_dataset(folder / "data.jsonl", repeat=400)
 
 
 def job(run: str, folder: Path, endpoint: str, *, cpu: bool) -> TrainerConfig:
@@ -86,7 +92,7 @@ def job(run: str, folder: Path, endpoint: str, *, cpu: bool) -> TrainerConfig:
         },
         evaluation={"generations": 2, "max_new_tokens": 8},
         parallelism=STRATEGIES[strategy],
-        output={"uri": "s3://validation/runs"},
+        output={"uri": "s3://validation/jobs"},
         s3={"endpoint": endpoint},
         **changes,
     )
