@@ -72,6 +72,7 @@ def strategy_use(spec: FineTuneJobSpec, strategy: Strategy, stage: int | None, o
         quantization=quantization if spec.method is Method.QLORA else None,
         objective=spec.training.objective,
         offloads_optimizer=offloads_optimizer,
+        variant=spec.lora.variant if spec.lora is not None and spec.method.uses_lora else None,
         unfreezes=spec.layers is not None and spec.layers.unfreeze is not None,
     )
 

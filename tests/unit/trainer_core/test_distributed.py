@@ -12,7 +12,7 @@ from finetune_trainer.context import RunContext
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.contract.strategies import QLORA, StrategyUse, strategy_problems
-from finetune_trainer.contract.vocabulary import Method, Objective, Optimizer, QuantizationType, Strategy
+from finetune_trainer.contract.vocabulary import LoraVariant, Method, Objective, Optimizer, QuantizationType, Strategy
 from finetune_trainer.distributed import (
     check_strategy,
     device_of,
@@ -135,6 +135,8 @@ def use(strategy: Strategy, stage: int | None = None, **changes: Any) -> Strateg
             "spec.training.optimizer: adamw_8bit cannot step on the CPU; use adamw",
         ),
         (use(Strategy.FSDP, unfreezes=True), "spec.layers.unfreeze: fsdp fixes what it shards"),
+        (use(Strategy.FSDP, variant=LoraVariant.EVA), "spec.lora.variant: eva looks at the whole model"),
+        (use(Strategy.DEEPSPEED, 2, variant=LoraVariant.LOFTQ), "spec.lora.variant: loftq looks at the whole model"),
         (use(Strategy.FSDP, method=Method.HEAD), "spec.method: a head cannot be trained with fsdp"),
         (use(Strategy.DEEPSPEED, 2, objective=Objective.DPO), "spec.training.objective: dpo cannot be trained with"),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from finetune_trainer.contract.vocabulary import Method, Objective, Optimizer, QuantizationType, Strategy
+from finetune_trainer.contract.vocabulary import LoraVariant, Method, Objective, Optimizer, QuantizationType, Strategy
 
 FOUR_BIT = frozenset({QuantizationType.NF4, QuantizationType.FP4})
 EVERY_TYPE = frozenset(QuantizationType)
@@ -35,6 +35,10 @@ TORCH_OPTIMIZERS = frozenset(
 NOT_UNDER_ZERO = frozenset({Optimizer.ADAFACTOR, Optimizer.ADAGRAD})
 """Adafactor needs a matrix whole, where ZeRO gives it flat shards; DeepSpeed makes Adagrad anew, without its groups."""
 
+NOT_DIVIDED = frozenset({LoraVariant.EVA, LoraVariant.LOFTQ})
+"""EVA sends the data through the model, LoftQ reads its weights in full, before the first step. Neither was run on a
+model that is divided, or quantized on the CPU for it."""
+
 
 @dataclass(frozen=True)
 class StrategyUse:
@@ -47,6 +51,7 @@ class StrategyUse:
     quantization: QuantizationType | None = None
     objective: Objective = Objective.SFT
     offloads_optimizer: bool = False
+    variant: LoraVariant | None = None
     unfreezes: bool = False
     """Whether blocks join one after the other."""
 
@@ -68,6 +73,11 @@ def strategy_problems(use: StrategyUse) -> Iterator[str]:
     if use.method is Method.HEAD or use.objective.is_preference:
         field = "spec.method: a head" if use.method is Method.HEAD else f"spec.training.objective: {use.objective}"
         yield f"{field} cannot be trained with {name}, which divides the model; use strategy ddp"
+    if use.variant in NOT_DIVIDED:
+        yield (
+            f"spec.lora.variant: {use.variant} looks at the whole model when it starts, which {name} divides; use"
+            " standard, dora, rslora, pissa, olora or lora+, or strategy ddp"
+        )
     if use.unfreezes:
         yield (
             f"spec.layers.unfreeze: {name} fixes what it shards before the first step; use strategy ddp, or leave"

@@ -55,6 +55,7 @@ def use_of(config: TrainerConfig) -> StrategyUse:
         quantization=config.quantization.type if config.quantization is not None else None,
         objective=config.training.objective,
         offloads_optimizer=parallelism.offload.optimizer is not OffloadTarget.NONE,
+        variant=config.lora.variant if config.lora is not None and config.method.uses_lora else None,
         unfreezes=config.layers is not None and config.layers.unfreeze is not None,
     )
 

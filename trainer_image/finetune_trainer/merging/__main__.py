@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from finetune_trainer.contract import MergeReport, ResultManifest, TrainerConfig, select
 from finetune_trainer.contract.config import ModelConfig, S3Config
 from finetune_trainer.contract.outcome import ExitCode
-from finetune_trainer.contract.vocabulary import LoraBias, Merge, Method
+from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant, Merge, Method
 from finetune_trainer.errors import TrainerError, UsageError
 from finetune_trainer.explain import explain
 from finetune_trainer.merging.result_files import ResultFiles, open_result
@@ -133,6 +133,10 @@ def _merged(
     into = Merge(options.into)
     if config.method in (Method.PREFIX, Method.PROMPT, Method.ADAPTER):
         raise UsageError(f"{found.artefact}: method {config.method} does not change weights; load it with PEFT")
+    if config.head is not None:
+        raise UsageError(f"{found.artefact}: a head has no language model to merge into; load it as its card says")
+    if config.lora is not None and config.lora.variant is LoraVariant.LOFTQ and into is Merge.BASE16:
+        raise UsageError(f"{found.artefact}: a loftq adapter belongs to its quantized base; use --into dequantized")
     if into is Merge.DEQUANTIZED and config.quantization is None:
         raise UsageError(f"--into dequantized: the base of {found.artefact} was not quantized; use base16")
     base = _base_model(config, options, scratch)

@@ -8,10 +8,12 @@ from pathlib import Path
 import yaml
 
 from finetune_trainer.contract import ResultManifest, TrainerConfig
-from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.contract.vocabulary import LoraVariant, Method
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM reserves room for."""
+_NOT_MERGED = (Method.PREFIX, Method.PROMPT, Method.ADAPTER, Method.HEAD)
+"""Methods whose results are no change of the base's weights."""
 
 
 def write_card(folder: Path, result: ResultManifest, config: TrainerConfig) -> None:
@@ -103,7 +105,10 @@ def _serving(result: ResultManifest, config: TrainerConfig, base: str) -> list[s
         return ["With vLLM: `vllm serve merged`, the stand-alone model beside this card."]
     obstacle = _vllm_obstacle(config)
     if obstacle is not None:
-        merged = f"`finetune merge {result.configuration['output']['uri']}/runs/{result.uid} -o merged`"
+        if config.method in _NOT_MERGED:
+            return [f"With vLLM: it does not serve {obstacle}."]
+        into = " --into dequantized" if config.lora is not None and config.lora.variant is LoraVariant.LOFTQ else ""
+        merged = f"`finetune merge {result.configuration['output']['uri']}/runs/{result.uid} -o merged{into}`"
         return [f"With vLLM: it does not serve {obstacle}. Make a stand-alone model of it: {merged}."]
     assert config.lora is not None
     rank = 2 * config.lora.rank if config.lora.variant in (LoraVariant.PISSA, LoraVariant.OLORA) else config.lora.rank
@@ -123,6 +128,10 @@ def _vllm_obstacle(config: TrainerConfig) -> str | None:
         return f"results of method {config.method}"
     if config.lora.variant is LoraVariant.DORA:
         return "DoRA adapters"
+    if config.lora.variant is LoraVariant.LOFTQ:
+        return "adapters that belong to a quantized base"
+    if config.lora.variant is LoraVariant.EVA or config.lora.rank_pattern or config.lora.alpha_pattern:
+        return "adapters with another rank or scale in each module"
     if config.lora.bias != "none":
         return "adapters with biases"
     if config.layers is not None and config.layers.also:
