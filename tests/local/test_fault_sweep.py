@@ -25,8 +25,8 @@ FILES = ("trained.safetensors",)
 BROKEN_OFF = (Fault.RESET, Fault.RESET_ANSWER, Fault.TRUNCATE, Fault.CORRUPT, Fault.ERROR_500, Fault.SLOW_DOWN_503)
 SURVIVED_ONCE = frozenset({Fault.RESET, Fault.RESET_ANSWER, Fault.ERROR_500, Fault.SLOW_DOWN_503, Fault.SLOW})
 """After one such fault the same request succeeds at the second try."""
-FOR_GOOD = frozenset({Fault.ERROR_500, Fault.NO_BUCKET})
-"""These also stay from one request on; how a store goes away for good makes no difference to what is left."""
+FOR_GOOD = frozenset({Fault.NO_BUCKET})
+"""This also stays from one request on; how a store goes away for good makes no difference to what is left."""
 
 
 @pytest.fixture(scope="module")
