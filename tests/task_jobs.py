@@ -21,7 +21,7 @@ from finetune_trainer.preflight import read_base
 from finetune_trainer.tasks import Task, task_of
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
-from finetune_trainer.training.steps import TrainingSteps
+from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 from tests.trainer_jobs import QUESTIONS, trainer_config
 
 LIKED = "Ask the job: its status says the step."
@@ -100,7 +100,7 @@ def run_task(
     device = torch.device("cpu")
     set_seed(config.training.seed)
     model = load_model(base.folder, config, base.layout, base.selection, device, data.classes)
-    task = task_of(config, base.layout, data, base.tokenizer, device, lambda: None)
+    task = task_of(config, data, base.tokenizer, device, lambda: None)
     task.begin(model)
     before = task.score_base(model)
     set_seed(config.training.seed)
@@ -109,7 +109,7 @@ def run_task(
     stop = StopCallback()
     callbacks = [CheckpointCallback(config.checkpoints, None, 1), stop]
     arguments = training_arguments(config, output, device, {})
-    trainer = task.trainer(tuned, arguments, list(callbacks), stop_requested)
+    trainer = task.trainer(TrainerParts(tuned, base.layout, config, arguments, list(callbacks), stop_requested))
     stop.trainer = trainer
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return TaskRun(task, tuned, trainer, before, task.score(tuned.model))

@@ -22,6 +22,7 @@ from finetune_trainer.model import empty_model, load_model, read_config
 from finetune_trainer.training import FinetuneTrainer, training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
 from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
+from finetune_trainer.training.steps import TrainerParts
 from tests.tiny_models import VOCABULARY, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -191,16 +192,15 @@ def fit(
     checkpoint_blocks(tuned.model, layout, enabled=config.training.gradient_checkpointing)
     before = snapshot(tuned.model)
     stop = StopCallback()
-    trainer = FinetuneTrainer(
+    parts = TrainerParts(
         tuned,
         layout,
         config,
         training_arguments(config, output, torch.device("cpu"), {}),
-        rows=rows or token_rows(),
-        collate=collator_of(config),
         callbacks=[*callbacks, CheckpointCallback(config.checkpoints, None, 1), stop],
         stop_requested=stop_requested,
     )
+    trainer = FinetuneTrainer(parts, rows=rows or token_rows(), collate=collator_of(config))
     stop.trainer = trainer
     if config.layers is not None and config.layers.unfreeze is not None:
         schedule = config.layers.unfreeze

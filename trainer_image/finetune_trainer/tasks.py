@@ -7,17 +7,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples
 from finetune_trainer.data.samples import IGNORED_LABEL
 from finetune_trainer.errors import InternalError
 from finetune_trainer.evaluation import HeldOutScores, score
-from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
 from finetune_trainer.training import FinetuneTrainer
-from finetune_trainer.training.steps import TrainingSteps
+from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 
 
 class Task(Protocol):
@@ -29,13 +28,7 @@ class Task(Protocol):
     def score_base(self, model: nn.Module) -> HeldOutScores | None:
         """What the model makes of the held-out data before tuning; None where there is nothing to score."""
 
-    def trainer(
-        self,
-        tuned: TunedModel,
-        arguments: TrainingArguments,
-        callbacks: list[TrainerCallback],
-        stop_requested: Callable[[], bool],
-    ) -> TrainingSteps:
+    def trainer(self, parts: TrainerParts) -> TrainingSteps:
         """The training, ready to run."""
 
     def score(self, model: nn.Module) -> HeldOutScores | None:
@@ -44,7 +37,6 @@ class Task(Protocol):
 
 def task_of(
     config: TrainerConfig,
-    layout: ModelLayout,
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
@@ -55,12 +47,12 @@ def task_of(
     if config.head is not None:
         from finetune_trainer.heads.task import HeadTask
 
-        return HeadTask(config, layout, data, tokenizer, device)
+        return HeadTask(config, data, tokenizer, device)
     if config.training.objective.is_preference:
         from finetune_trainer.preferences.task import PreferenceTask
 
-        return PreferenceTask(config, layout, data, tokenizer, device, alive)
-    return SupervisedTask(config, layout, data, tokenizer, device)
+        return PreferenceTask(config, data, tokenizer, device, alive)
+    return SupervisedTask(config, data, tokenizer, device)
 
 
 class SupervisedTask:
@@ -69,13 +61,11 @@ class SupervisedTask:
     def __init__(
         self,
         config: TrainerConfig,
-        layout: ModelLayout,
         data: PreparedData,
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
     ) -> None:
         self._config = config
-        self._layout = layout
         self._device = device
         self._rows = _rows(data.train, config)
         held_out = data.validation[: config.evaluation.max_samples] if data.validation is not None else None
@@ -108,26 +98,11 @@ class SupervisedTask:
             return None
         return score(model, self._held_out, self._collate, self._config, self._device)
 
-    def trainer(
-        self,
-        tuned: TunedModel,
-        arguments: TrainingArguments,
-        callbacks: list[TrainerCallback],
-        stop_requested: Callable[[], bool],
-    ) -> TrainingSteps:
+    def trainer(self, parts: TrainerParts) -> TrainingSteps:
         """Next-token cross-entropy."""
         if self._rows is None:
             raise InternalError("the prepared data has no training row")
-        return FinetuneTrainer(
-            tuned,
-            self._layout,
-            self._config,
-            arguments,
-            rows=self._rows,
-            collate=self._collate,
-            callbacks=callbacks,
-            stop_requested=stop_requested,
-        )
+        return FinetuneTrainer(parts, rows=self._rows, collate=self._collate)
 
 
 def _rows(samples: Samples | None, config: TrainerConfig) -> RowDataset | None:

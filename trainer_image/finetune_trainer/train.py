@@ -48,7 +48,7 @@ from finetune_trainer.tasks import SupervisedTask, Task, task_of
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
 from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
-from finetune_trainer.training.steps import TrainingSteps
+from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def tune(
     if config.dataset.packing:
         with autocast(config, home):
             check_packing(model, home)
-    task = task_of(config, base.layout, data, base.tokenizer, device, lambda: context.progress.report(0, 0, {}))
+    task = task_of(config, data, base.tokenizer, device, lambda: context.progress.report(0, 0, {}))
     task.begin(model)
 
     judge = Judge(config, base.tokenizer, data, task, device)
@@ -183,8 +183,10 @@ def train(
     folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback()
     with uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
-        trainer = task.trainer(
+        parts = TrainerParts(
             tuned,
+            base.layout,
+            config,
             training_arguments(config, folder, device, strategy_arguments(config, context.world_size)),
             callbacks=[
                 *([ProgressCallback(context.progress), tensorboard] if context.is_main else []),
@@ -193,6 +195,7 @@ def train(
             ],
             stop_requested=lambda: context.stop.requested,
         )
+        trainer = task.trainer(parts)
         stop.trainer = trainer
         trainer.before_training = lambda: divided(trainer)
         if config.layers is not None and config.layers.unfreeze is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.vocabulary import HeadTask as Kind
 from finetune_trainer.contract.vocabulary import Merge, Method, Objective, Strategy
 from finetune_trainer.data import PreparedData
@@ -20,8 +19,8 @@ from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.heads import HeadScores, majority_scores, mean_scores, tuned_scores
 from finetune_trainer.heads.rows import LabeledCollator, LabeledRows
 from finetune_trainer.heads.trainer import HeadTrainer, head_losses, head_outputs
-from finetune_trainer.methods import TunedModel
 from finetune_trainer.model import autocast
+from finetune_trainer.training.steps import TrainerParts
 
 STRATEGIES = (Strategy.SINGLE, Strategy.DDP)
 
@@ -54,7 +53,6 @@ class HeadTask:
     def __init__(
         self,
         config: TrainerConfig,
-        layout: ModelLayout,
         data: PreparedData,
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
@@ -64,7 +62,6 @@ class HeadTask:
         self._config = config
         self._kind = config.head.task
         self._classes = len(data.classes)
-        self._layout = layout
         self._device = device
         self._pad_token_id = tokenizer.pad_token_id
         self._rows = LabeledRows(data.train)
@@ -119,21 +116,6 @@ class HeadTask:
             table[number::world] = part
         return table[:, 0], table[:, 1]
 
-    def trainer(
-        self,
-        tuned: TunedModel,
-        arguments: TrainingArguments,
-        callbacks: list[TrainerCallback],
-        stop_requested: Callable[[], bool],
-    ) -> HeadTrainer:
+    def trainer(self, parts: TrainerParts) -> HeadTrainer:
         """Cross-entropy or squared error."""
-        return HeadTrainer(
-            tuned,
-            self._layout,
-            self._config,
-            arguments,
-            rows=self._rows,
-            collate=self._collate,
-            callbacks=callbacks,
-            stop_requested=stop_requested,
-        )
+        return HeadTrainer(parts, rows=self._rows, collate=self._collate)

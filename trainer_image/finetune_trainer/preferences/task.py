@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.vocabulary import Method, Metric, Objective, Strategy
 from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import score
 from finetune_trainer.evaluation.preferences import PreferenceScores, score_preferences
-from finetune_trainer.methods import TunedModel
 from finetune_trainer.preferences.policy import Judge
 from finetune_trainer.preferences.reference import adapter_can_be_left_out, reference_log_probs
 from finetune_trainer.preferences.rows import AnswerCollator, JudgedRows, PairRows
 from finetune_trainer.preferences.trainer import PreferenceTrainer
+from finetune_trainer.training.steps import TrainerParts
 
 METHODS = (Method.FULL, Method.FREEZE, Method.LORA, Method.QLORA, Method.BITFIT)
 STRATEGIES = (Strategy.SINGLE, Strategy.DDP)
@@ -53,7 +53,6 @@ class PreferenceTask:
     def __init__(
         self,
         config: TrainerConfig,
-        layout: ModelLayout,
         data: PreparedData,
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
@@ -61,7 +60,6 @@ class PreferenceTask:
     ) -> None:
         assert isinstance(tokenizer.pad_token_id, int), "read_tokenizer has seen to it"
         self._config = config
-        self._layout = layout
         self._device = device
         self._alive = alive
         self._collate = AnswerCollator(tokenizer.pad_token_id)
@@ -116,21 +114,6 @@ class PreferenceTask:
         assert self._config.training.preference is not None, "check_preferences has seen to it"
         return Judge(model, self._config.training.objective, self._config.training.preference)
 
-    def trainer(
-        self,
-        tuned: TunedModel,
-        arguments: TrainingArguments,
-        callbacks: list[TrainerCallback],
-        stop_requested: Callable[[], bool],
-    ) -> PreferenceTrainer:
+    def trainer(self, parts: TrainerParts) -> PreferenceTrainer:
         """The objective's training."""
-        return PreferenceTrainer(
-            tuned,
-            self._layout,
-            self._config,
-            arguments,
-            items=self._items,
-            collate=self._collate,
-            callbacks=callbacks,
-            stop_requested=stop_requested,
-        )
+        return PreferenceTrainer(parts, rows=self._items, collate=self._collate)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import distributed as dist
 from torch import nn
-from transformers import PreTrainedModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import LoraVariant
 from finetune_trainer.distributed import sharding_of
-from finetune_trainer.errors import UsageError
+from finetune_trainer.errors import InternalError, UsageError
 from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.sanity import GradientCheck, parameter_groups, require_finite
@@ -23,28 +25,49 @@ from finetune_trainer.training.arguments import scheduler_options
 from finetune_trainer.training.checkpoints import TrainedCheckpoints
 
 
-class TrainingSteps(TrainedCheckpoints):
-    """Mixed in before a trainer of transformers or TRL."""
+@dataclass(frozen=True)
+class TrainerParts:
+    """What every training is made of, whatever it learns from."""
 
-    def _begin(
-        self, tuned: TunedModel, layout: ModelLayout, config: TrainerConfig, stop_requested: Callable[[], bool]
-    ) -> None:
-        """Called before the trainer's own constructor, which already makes use of some of this."""
-        self._tuned = tuned
-        self._layout = layout
-        self._config = config
-        self._stop_requested = stop_requested
+    tuned: TunedModel
+    layout: ModelLayout
+    config: TrainerConfig
+    arguments: TrainingArguments
+    callbacks: list[TrainerCallback]
+    stop_requested: Callable[[], bool]
+
+
+class TrainingSteps(TrainedCheckpoints, Trainer):
+    """Trains what requires gradients in a tuned model. A task adds how a batch is counted and what its loss is."""
+
+    # compute_loss divides by what count_batch counts in the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, parts: TrainerParts, *, rows: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
+        # transformers' constructor already makes use of some of this.
+        self._tuned = parts.tuned
+        self._layout = parts.layout
+        self._config = parts.config
+        self._stop_requested = parts.stop_requested
         self._check = GradientCheck()
         self._norms: dict[str, float] = {}
-        self._groups = parameter_groups(tuned.model, layout)
+        self._groups = parameter_groups(parts.tuned.model, parts.layout)
         self._tokens = 0
         self._tokens_since = time.monotonic()
         self.stop_agreed = False
         """Whether, as all ranks see it, the run stops after the current step."""
         self.last_checkpoint = None
-        self._sharding = sharding_of(config)
-        self._shapes = {name: parameter.shape for name, parameter in tuned.model.named_parameters()}
+        self._sharding = sharding_of(parts.config)
+        self._shapes = {name: parameter.shape for name, parameter in parts.tuned.model.named_parameters()}
         self.before_training = lambda: None
+        super().__init__(
+            model=parts.tuned.model,
+            args=parts.arguments,
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=parts.callbacks,
+        )
+        self.remove_callback(PrinterCallback)
 
     def trained_changed(self) -> None:
         """Look anew at which parameters require gradients."""
@@ -53,6 +76,25 @@ class TrainingSteps(TrainedCheckpoints):
     def count_batch(self, batch: dict[str, Any]) -> tuple[int, int]:
         """What the loss of a micro-batch is divided by (trained tokens, or rows), and its tokens with padding."""
         raise NotImplementedError
+
+    def total_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The sum of the loss over what `count_batch` counts in a micro-batch: a scalar. Called under autocast."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The total loss over the number of what is counted in the whole accumulated batch."""
+        if return_outputs or not isinstance(num_items_in_batch, int):
+            raise InternalError("the loss is only taken in training steps")
+        with self.accelerator.autocast():
+            total = self.total_loss(model, inputs)
+        # Data parallelism averages gradients over the ranks, but the number counts the items of all of them.
+        return total / num_items_in_batch * self.accelerator.num_processes
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
