@@ -19,6 +19,8 @@ class ObjectRef:
     name: str
     uid: str | None = None
     """When set, only an object with this UID is meant."""
+    owner_uid: str | None = None
+    """When set, only an object that the FineTuneJob with this UID controls is meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ FinetuneError                 has a message for people: what, where, what to do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class FinetuneError(Exception):
     """A failure that is explained."""
@@ -76,11 +79,11 @@ class AlreadyExists(ClusterError):
         *,
         status: int | None = None,
         retry_after: float | None = None,
-        owner_uid: str | None = None,
+        found: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, status=status, retry_after=retry_after)
-        self.owner_uid = owner_uid
-        """UID of the FineTuneJob that controls the object, empty when none does; None where it was not looked up."""
+        self.found = found
+        """The object that is there; None when it was gone again."""
 
 
 class Conflict(ClusterError):

@@ -54,6 +54,7 @@ def observed_attempt(manifest: Manifest) -> ObservedAttempt:
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
         deleting=meta.get("deletionTimestamp") is not None,
         suspended=run_policy.get("suspend") is True,
+        plan=_text(_mapping(meta, "annotations"), c.ANNOTATION_PLAN),
         conditions=_conditions(_mapping(manifest, "status")),
     )
 

@@ -64,6 +64,8 @@ class ObservedAttempt:
     deleting: bool
     suspended: bool
     """`runPolicy.suspend`: Kueue has not admitted it."""
+    plan: str = ""
+    """The plan that it was rendered from (JSON of `PlanStatus`); empty where it is not known."""
     conditions: Mapping[str, ObservedCondition] = field(default_factory=dict)
 
     def is_true(self, condition: str) -> bool:

@@ -78,7 +78,7 @@ class Preparer:
         override = status.attempts.micro_batch_size if status.attempts else None
         known = _known(status, job.generation, override)
         if known is not None:
-            return Preparation(accepted, known, status.plan, is_fresh=False), spec
+            return Preparation(accepted, known, status.plan), spec
         planned, plan = await self._plan(job.ref, spec, override)
         return Preparation(accepted, planned, plan), spec
 

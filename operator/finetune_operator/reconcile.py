@@ -7,7 +7,7 @@ its children, so a crash between any two calls loses nothing: whoever comes next
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from finetune_operator.cluster import Cluster, ObjectRef
 from finetune_operator.constants import PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, Reason
 from finetune_operator.decide import CreateAttempt, Decision, DeleteAttempt, Need, View, decide, give_up, held_up
 from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, KindUnknown, NotFound
-from finetune_operator.observed import JobRef, Observed, ObservedAttempt
+from finetune_operator.excerpts import owner_uid
+from finetune_operator.observed import JobRef, Observed, ObservedAttempt, ObservedJob
 from finetune_operator.planning import Preparer
 from finetune_operator.settings import Settings
 from finetune_operator.state import Preparation
@@ -33,6 +34,10 @@ _ROUNDS = 6
 
 class _NameTaken(Exception):
     """A child's name is held by an object that is not ours."""
+
+
+class _Outdated(Exception):
+    """What a decision was made of is no longer true: it has to be made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,10 @@ class Reconciler:
         case = await self._decide(observed)
         if case is None:
             return SOON_SECONDS
-        decision = await self._act(case)
-        return await self._record(case.view, decision)
+        carried_out = await self._act(case)
+        if carried_out is None:
+            return 0.0
+        return await self._record(case.view, carried_out)
 
     async def _decide(self, observed: Observed) -> _Case | None:
         """Decide, gathering what the decision turns out to need; None when the job changed meanwhile."""
@@ -109,14 +116,20 @@ class Reconciler:
             confirmed=confirmed,
         )
 
-    async def _act(self, case: _Case) -> Decision:
-        """Carry out a decision's actions; what stands in the way of a creation is a decision too."""
+    async def _act(self, case: _Case) -> Decision | None:
+        """Carry out a decision's actions; what stands in the way of a creation is a decision too.
+
+        None when the decision was made of what is no longer true.
+        """
         view, decision = case.view, case.decision
         for action in decision.actions:
             if isinstance(action, DeleteAttempt):
-                await self._delete(action.attempt)
+                await self._delete(view, action.attempt)
                 continue
-            obstacle = await self._try_create(case, action)
+            try:
+                obstacle = await self._try_create(case, action)
+            except _Outdated:
+                return None
             if obstacle is not None:
                 log.warning("%s: %s", view.observed.job.ref, obstacle.state.message if obstacle.state else "")
                 return obstacle
@@ -144,44 +157,53 @@ class Reconciler:
         return None
 
     async def _create(self, case: _Case, action: CreateAttempt) -> None:
-        job = case.view.observed.job
-        assert case.spec is not None and case.view.status.plan is not None
-        attempt = render.Attempt(
-            job.ref, job.uid, action.number, case.spec, case.view.status.plan, self._settings.trainer
-        )
-        for manifest in (render.config_map(attempt), render.pytorch_job(attempt)):
-            await self._create_child(case.view.observed, manifest)
+        job, state = case.view.observed.job, case.decision.state
+        assert case.spec is not None and state is not None and state.plan is not None
+        attempt = render.Attempt(job.ref, job.uid, action.number, case.spec, state.plan, self._settings.trainer)
+        await self._create_config_map(job, render.config_map(attempt))
+        if await self._found(job, render.pytorch_job(attempt)) is not None:
+            # Ours, of a turn whose status was lost: it is followed, and says itself by which plan it was made.
+            await self._cluster.refresh(job.ref)
+            raise _Outdated
 
-    async def _create_child(self, observed: Observed, manifest: dict[str, Any]) -> None:
-        """Create a child, or find that we did so before. Raises _NameTaken when it is another job's: never adopted."""
-        job, name = observed.job, manifest["metadata"]["name"]
+    async def _create_config_map(self, job: ObservedJob, manifest: dict[str, Any]) -> None:
+        name, found = manifest["metadata"]["name"], await self._found(job, manifest)
+        if found is None or found.get("data") == manifest["data"]:
+            return
+        # Of a turn that did not come to its PyTorchJob, and by other settings or another plan than today's.
+        await self._cluster.refresh(job.ref)
+        observed = self._cluster.observe(job.ref)
+        if observed is None or any(one.name == name for one in observed.attempts):
+            raise _Outdated
+        await self._cluster.delete(ObjectRef("v1", "ConfigMap", job.ref.namespace, name, found["metadata"]["uid"]))
+        await self._cluster.create(manifest)
+
+    async def _found(self, job: ObservedJob, manifest: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Create a child, or find that we did so before: then it is what is there.
+
+        Raises:
+            _NameTaken: it is there and another job's: never adopted.
+            AlreadyExists: it was there, and is gone again.
+        """
         try:
             await self._cluster.create(manifest)
         except AlreadyExists as error:
-            owner = error.owner_uid
-            if owner is None:
-                owner = await self._owner_of(job.ref, job.uid, manifest)
-            if owner != job.uid:
-                what = f"{manifest['kind']} {job.ref.namespace}/{name}"
+            if error.found is None:
+                raise
+            if owner_uid(error.found) != job.uid:
+                what = f"{manifest['kind']} {job.ref.namespace}/{manifest['metadata']['name']}"
                 raise _NameTaken(
                     f"{what} is there and not of this job; waiting for it to go (an earlier job of this name may have "
                     "left it; if it is yours, delete it, or give this job another name)"
                 ) from error
+            return error.found
+        return None
 
-    async def _owner_of(self, ref: JobRef, uid: str, manifest: dict[str, Any]) -> str:
-        """Whose the object of this name is, read anew. A store does not hold ConfigMaps: theirs is the PyTorchJob's."""
-        await self._cluster.refresh(ref)
-        observed = self._cluster.observe(ref)
-        owners = {one.name: one.owner_uid for one in observed.attempts} if observed else {}
-        unknown = "" if manifest["kind"] == PYTORCHJOB_KIND else uid
-        return owners.get(manifest["metadata"]["name"], unknown)
-
-    async def _delete(self, attempt: ObservedAttempt) -> None:
+    async def _delete(self, view: View, attempt: ObservedAttempt) -> None:
         """Delete both children; the PyTorchJob last, because it is what is looked for when this has to be repeated."""
-        await self._cluster.delete(ObjectRef("v1", "ConfigMap", attempt.namespace, attempt.name))
-        await self._cluster.delete(
-            ObjectRef(PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, attempt.namespace, attempt.name, attempt.uid)
-        )
+        where, uid = (attempt.namespace, attempt.name), view.observed.job.uid
+        await self._cluster.delete(ObjectRef("v1", "ConfigMap", *where, owner_uid=uid))
+        await self._cluster.delete(ObjectRef(PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, *where, uid=attempt.uid))
 
     async def _record(self, view: View, decision: Decision) -> float | None:
         """Write the status where it changed, then say what is worth an event."""

@@ -31,8 +31,6 @@ class Preparation:
     """None when the spec was not accepted."""
     plan: PlanStatus | None = None
     """None when there is nothing to run: not accepted, or not to be planned."""
-    is_fresh: bool = True
-    """Whether this is not yet what the status says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from finetune_operator.decide.retries import refused
 from finetune_operator.decide.starting import next_attempt
 from finetune_operator.decide.stopping import resumed, suspended
 from finetune_operator.decide.view import View
+from finetune_operator.state import JobState, Preparation
 
 Check = Callable[[View], Decision | None]
 
@@ -24,11 +25,9 @@ def decide(view: View) -> Decision:
     A status is written before what it announces is done (a failure before its next attempt, a stop before the
     deletion), so that whoever comes after a crash knows why things are as they are.
     """
-    for check in _CHECKS:
-        decision = check(view)
-        if decision is not None:
-            return _with_deadline(view, decision)
-    return _with_deadline(view, follow(view))
+    answers = (check(view) for check in _CHECKS)
+    decision = next((answer for answer in answers if answer is not None), None) or follow(view)
+    return _with_deadline(view, _with_facts(view, decision))
 
 
 def _being_deleted(view: View) -> Decision | None:
@@ -42,6 +41,23 @@ def _unreadable_policy(view: View) -> Decision | None:
     if view.preparation is None:
         return Decision(need=Need.PREPARATION)
     return refused(view, view.preparation)
+
+
+def _with_facts(view: View, decision: Decision) -> Decision:
+    """Whether the spec was accepted and planned is part of every status: told anew where the status was lost, or an
+    operator ended after it had created an attempt and before it could write that down."""
+    state = decision.state
+    if decision.need or state is None or None not in (state.accepted, state.planned, state.plan):
+        return decision
+    if view.status.phase in Phase.TERMINAL:
+        return decision
+    if view.preparation is None:
+        return Decision(need=Need.PREPARATION)
+    return replace(decision, state=_told(state, view.preparation))
+
+
+def _told(state: JobState, prepared: Preparation) -> JobState:
+    return replace(state, accepted=prepared.accepted, planned=prepared.planned, plan=state.plan or prepared.plan)
 
 
 def _with_deadline(view: View, decision: Decision) -> Decision:
@@ -68,6 +84,8 @@ def held_up(view: View, reason: str, message: str) -> Decision:
     """What to do when the API server does not take an attempt for a reason that may pass: say so, and try again."""
     phase = Phase.RESTARTING if view.current else Phase.PENDING
     state = replace(view.state, phase=phase, reason=reason, message=message)
+    if view.preparation is not None:
+        state = _told(state, view.preparation)
     return Decision(state, requeue_after=_HELD_UP_SECONDS[reason])
 
 

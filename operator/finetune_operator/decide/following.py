@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from finetune_operator.constants import CONTAINER, Phase, Reason
-from finetune_operator.decide.decision import Decision, DeleteAttempt, Need
-from finetune_operator.decide.view import View
+from finetune_operator.decide.decision import Decision, DeleteAttempt
+from finetune_operator.decide.view import View, child_name
 from finetune_operator.failures import PULL_SECONDS, blocked_start
 from finetune_operator.observed import ObservedAttempt
 
@@ -18,13 +18,8 @@ ATTEMPTS_KEPT = 2
 
 def follow(view: View) -> Decision:
     """Describe the newest attempt, and look again in time for whatever may then be due."""
-    if view.state.plan is None and view.preparation is None:
-        return Decision(need=Need.PREPARATION)  # the status was lost, and is written anew
     phase, reason, message = _describe(view)
     state = replace(view.state, phase=phase, reason=reason, message=message, stopping=False, report=view.report)
-    prepared = view.preparation
-    if prepared is not None and prepared.plan is not None:
-        state = replace(state, accepted=prepared.accepted, planned=prepared.planned, plan=prepared.plan)
     actions = tuple(DeleteAttempt(one) for one in surplus(view, newest=view.current))
     return Decision(state, actions).within(_unattended_in(view)).within(stall_in(view)).within(_blocked_in(view))
 
@@ -49,7 +44,7 @@ def _describe(view: View) -> tuple[str, str, str]:
     """Phase, reason, message."""
     attempt = view.attempt
     if attempt is None:
-        return Phase.PENDING, Reason.WAITING_FOR_PODS, f"attempt {view.current} is being created"
+        return created(view, view.current)
     if not attempt.conditions and _unattended_in(view) is None:
         return (
             Phase.QUEUED if attempt.suspended else Phase.PENDING,
@@ -58,16 +53,29 @@ def _describe(view: View) -> tuple[str, str, str]:
             "training operator does not seem to run; check its deployment",
         )
     if attempt.suspended:
-        where = f" to queue {view.queue}" if view.queue else ""
-        return Phase.QUEUED, Reason.QUEUED, f"waiting for Kueue to admit PyTorchJob {attempt.name}{where}"
+        return _queued(view, attempt.name)
     if view.running_since is not None or view.report is not None:
         return Phase.RUNNING, Reason.TRAINING, f"attempt {view.current} is training"
     return _starting(view)
 
 
+def created(view: View, number: int) -> tuple[str, str, str]:
+    """Phase, reason and message of an attempt that is there and has no pods yet."""
+    name = child_name(view.observed.job.ref.name, number)
+    if view.queue and view.attempt is None:
+        return _queued(view, name)
+    message = f"PyTorchJob {name} was created; waiting for the training operator to create its pods"
+    return Phase.PENDING, Reason.ATTEMPT_CREATED, message
+
+
+def _queued(view: View, name: str) -> tuple[str, str, str]:
+    where = f" to queue {view.queue}" if view.queue else ""
+    return Phase.QUEUED, Reason.QUEUED, f"waiting for Kueue to admit PyTorchJob {name}{where}"
+
+
 def _starting(view: View) -> tuple[str, str, str]:
     if not view.pods:
-        return Phase.PENDING, Reason.WAITING_FOR_PODS, "waiting for the training operator to create pods"
+        return created(view, view.current)
     for pod in view.pods:
         scheduled = pod.conditions.get("PodScheduled")
         if scheduled is not None and scheduled.status == "False":

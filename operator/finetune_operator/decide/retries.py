@@ -91,7 +91,7 @@ def _free(view: View, failure: Failure, attempts: AttemptsStatus) -> Decision:
 
 
 def _smaller(view: View, failure: Failure, attempts: AttemptsStatus) -> Decision:
-    plan = view.status.plan
+    plan = view.state.plan
     smaller = _smaller_micro_batch(plan) if plan else None
     if plan is None or smaller is None:
         advice = (

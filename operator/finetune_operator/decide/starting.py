@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from finetune_operator.constants import Phase, Reason
 from finetune_operator.decide.decision import CreateAttempt, Decision, DeleteAttempt, Need
-from finetune_operator.decide.following import UNATTENDED_SECONDS, surplus
+from finetune_operator.decide.following import UNATTENDED_SECONDS, created, surplus
 from finetune_operator.decide.retries import refused
 from finetune_operator.decide.view import View, child_name
 from finetune_operator.state import JobState, Preparation
@@ -52,22 +52,22 @@ def _prepare(view: View) -> Decision:
     refusal = refused(view, prepared)
     if refusal is not None:
         return refusal
-    if prepared.is_fresh:
-        # An attempt is rendered from the plan that stands in the status: the same one, also after a crash.
-        reason, message = Reason.PREPARING, f"planned; attempt {view.current + 1} is created next"
-        state = replace(_prepared(_waiting(view), prepared), reason=reason, message=message)
-        return Decision(state, requeue_after=0.0)
     return _create(view, prepared)
 
 
 def _create(view: View, prepared: Preparation) -> Decision:
     number = view.current + 1
     attempts = view.state.attempts.model_copy(update={"current": number, "next_attempt_at": None})
+    # The words that `follow` finds for it a moment later: one change of state, one status.
+    phase, reason, message = created(view, number)
     state = replace(
-        _prepared(view.state, prepared),
-        phase=Phase.PENDING,
-        reason=Reason.ATTEMPT_CREATED,
-        message=f"PyTorchJob {child_name(view.observed.job.ref.name, number)} was created",
+        view.state,
+        phase=phase,
+        reason=reason,
+        message=message,
+        accepted=prepared.accepted,
+        planned=prepared.planned,
+        plan=prepared.plan,
         attempts=attempts,
         start_time=view.status.start_time or rfc3339(view.now),
     )
@@ -77,7 +77,3 @@ def _create(view: View, prepared: Preparation) -> Decision:
 
 def _waiting(view: View) -> JobState:
     return replace(view.state, phase=Phase.RESTARTING if view.current else Phase.PENDING)
-
-
-def _prepared(state: JobState, prepared: Preparation) -> JobState:
-    return replace(state, accepted=prepared.accepted, planned=prepared.planned, plan=prepared.plan)

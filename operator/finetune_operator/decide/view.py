@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.v1alpha1 import AttemptsStatus, FineTuneJobStatus, RunPolicy
+from finetune_operator.api.v1alpha1 import AttemptsStatus, FineTuneJobStatus, PlanStatus, RunPolicy
 from finetune_operator.constants import ANNOTATION_RETRY, CONTAINER, Phase
 from finetune_operator.excerpts import parse_time
 from finetune_operator.observed import Observed, ObservedAttempt, ObservedPod, ProgressReport
@@ -121,7 +121,18 @@ class View:
         if self.is_unrecorded:
             attempts = attempts.model_copy(update={"next_attempt_at": None})
         start = state.start_time or (rfc3339(self.attempt.created_at) if self.attempt else None)
-        return replace(state, attempts=attempts, start_time=start, stopping=self.is_stopping)
+        plan = (self._rendered_plan or state.plan) if self.is_unrecorded else state.plan
+        return replace(state, attempts=attempts, start_time=start, plan=plan, stopping=self.is_stopping)
+
+    @property
+    def _rendered_plan(self) -> PlanStatus | None:
+        """The plan that the newest attempt was rendered from, as it says itself."""
+        if self.attempt is None or not self.attempt.plan:
+            return None
+        try:
+            return PlanStatus.model_validate_json(self.attempt.plan)
+        except ValidationError:
+            return None
 
     @property
     def next_attempt_at(self) -> float:

@@ -102,20 +102,20 @@ class KubernetesCluster:
             made = await self._client.create(_CREATED[kind].from_dict(manifest), namespace=meta["namespace"])
         except ApiError as error:
             if error.status.reason == "AlreadyExists":
-                owner = await self._owner_of(kind, meta["namespace"], meta["name"])
-                raise errors.AlreadyExists(f"{what}: it is there already", status=409, owner_uid=owner) from error
+                found = await self._get(kind, meta["namespace"], meta["name"])
+                raise errors.AlreadyExists(f"{what}: it is there already", status=409, found=found) from error
             raise _translate(error, what, creating=True) from error
         except httpx.HTTPError as error:
             raise _unanswered(error, what) from error
         if kind == c.PYTORCHJOB_KIND:
             self._store.put("PyTorchJob", made)
 
-    async def _owner_of(self, kind: str, namespace: str, name: str) -> str | None:
-        """UID of the FineTuneJob that controls a child; None when it is gone again."""
+    async def _get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        """A child as it is now; None when there is none of this name."""
         self._count("get", kind)
         what = f"get {kind} {namespace}/{name}"
         try:
-            found = await self._client.get(_CREATED[kind], name, namespace=namespace)
+            found: dict[str, Any] = await self._client.get(_CREATED[kind], name, namespace=namespace)
         except ApiError as error:
             if error.status.code == 404:
                 return None
@@ -124,7 +124,7 @@ class KubernetesCluster:
             raise _unanswered(error, what) from error
         if kind == c.PYTORCHJOB_KIND:
             self._store.put("PyTorchJob", found)
-        return owner_uid(found)
+        return found
 
     async def refresh(self, ref: JobRef) -> None:
         """List a job's children anew."""
@@ -132,18 +132,34 @@ class KubernetesCluster:
         await self._list("Pod", ref.namespace, ref)
 
     async def delete(self, target: ObjectRef) -> None:
-        """Delete a child; the garbage collector takes what it owns."""
+        """Delete a child; the garbage collector takes what it owns. An object of another UID is not the one meant."""
+        uid = target.uid
+        if target.owner_uid is not None:
+            found = await self._get(target.kind, target.namespace, target.name)
+            if found is None or owner_uid(found) != target.owner_uid:
+                return
+            uid = found["metadata"]["uid"]
         self._count("delete", target.kind)
         what = f"delete {target.kind} {target.namespace}/{target.name}"
         try:
-            await self._client.delete(
-                _CREATED[target.kind], target.name, namespace=target.namespace, cascade=CascadeType.BACKGROUND
-            )
+            await self._delete(_CREATED[target.kind], target, uid)
         except ApiError as error:
-            if error.status.code != 404:
+            if error.status.code not in (404, 409):
                 raise _translate(error, what) from error
         except httpx.HTTPError as error:
             raise _unanswered(error, what) from error
+
+    async def _delete(self, resource: Resource, target: ObjectRef, uid: str | None) -> None:
+        """lightkube's own `delete` sends no body, and preconditions stand in the body."""
+        generic = self._client._client
+        request = generic.prepare_request("delete", resource, name=target.name, namespace=target.namespace)
+        request.data = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": CascadeType.BACKGROUND.value,
+            "preconditions": {"uid": uid},
+        }
+        generic.raise_for_status(await generic.send(generic.build_adapter_request(request)))
 
     async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: dict[str, Any]) -> None:
         """Merge into the status subresource; the API server compares UID and resource version."""

@@ -105,7 +105,7 @@ class LocalCluster:
         try:
             self.store.create(manifest)
         except AlreadyExists as error:
-            error.owner_uid = owner_uid(self.store.get(Key.of(manifest)) or {})
+            error.found = self.store.get(Key.of(manifest))
             raise
 
     async def refresh(self, ref: JobRef) -> None:
@@ -113,7 +113,9 @@ class LocalCluster:
 
     async def delete(self, target: ObjectRef) -> None:
         """Delete a child and what it owns."""
-        self.store.delete(Key(target.kind, target.namespace, target.name), uid=target.uid)
+        key = Key(target.kind, target.namespace, target.name)
+        if target.owner_uid is None or owner_uid(self.store.get(key) or {}) == target.owner_uid:
+            self.store.delete(key, uid=target.uid)
 
     async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: dict[str, Any]) -> None:
         """Merge `status` into the job's."""

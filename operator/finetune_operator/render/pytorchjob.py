@@ -20,6 +20,7 @@ def pytorch_job(attempt: Attempt) -> dict[str, Any]:
     logs of those that ended. Deadlines, retries and time to live are the operator's; see docs/adr.
     """
     metadata = child_metadata(attempt, trainer_config(attempt).digest())
+    metadata["annotations"][c.ANNOTATION_PLAN] = attempt.plan.model_dump_json(by_alias=True, exclude_none=True)
     run_policy: dict[str, Any] = {"cleanPodPolicy": "Running"}
     if attempt.spec.scheduling.queue is not None:
         metadata["labels"][c.LABEL_QUEUE] = attempt.spec.scheduling.queue

@@ -62,7 +62,6 @@ class FakeCluster:
     events: list[Event] = field(default_factory=list)
     lags: bool = False
     """Whether children are seen as of the last refresh only."""
-    tells_owner: bool = True
     changes: int = 0
     _seen: dict[Key, Manifest] = field(default_factory=dict)
     _uids: int = 0
@@ -146,8 +145,7 @@ class FakeCluster:
         if self.refusals.get(kind):
             raise self.refusals[kind].pop(0)
         if (kind, name) in self.objects:
-            owner = owner_uid(self.objects[kind, name]) if self.tells_owner else None
-            raise AlreadyExists(f"{kind} {name} is there", status=409, owner_uid=owner)
+            raise AlreadyExists(f"{kind} {name} is there", status=409, found=self.objects[kind, name])
         self._uids += 1
         made = copy.deepcopy(manifest)
         made["metadata"].update(uid=f"{kind}-{self._uids}", creationTimestamp=rfc3339(self.clock()))
@@ -157,7 +155,9 @@ class FakeCluster:
 
     def _delete(self, target: ObjectRef) -> None:
         found = self.objects.get((target.kind, target.name))
-        if found is not None and target.uid in (None, found["metadata"]["uid"]):
+        if found is None or target.owner_uid not in (None, owner_uid(found)):
+            return
+        if target.uid in (None, found["metadata"]["uid"]):
             self.remove(target.kind, target.name)
 
     def _patch(self, ref: JobRef, uid: str, version: str, patch: Manifest) -> None:

@@ -18,7 +18,7 @@ from finetune_operator.state import Fact, JobState, Preparation
 from finetune_operator.times import rfc3339
 from tests.builders import NOW, attempt, condition, container, observed, observed_job, plan, pod, said, status
 
-PREPARED = Preparation(Fact("True", "Accepted"), Fact("True", "Fits"), plan(), is_fresh=False)
+PREPARED = Preparation(Fact("True", "Accepted"), Fact("True", "Fits"), plan())
 
 PHASES = st.sampled_from(
     ["", Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.RESTARTING, Phase.SUSPENDED]

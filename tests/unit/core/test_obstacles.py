@@ -17,10 +17,11 @@ from finetune_operator.errors import (
     NotSupported,
     PlanningError,
 )
-from finetune_operator.settings import Permissions, Settings
+from finetune_operator.settings import Permissions, Settings, TrainerDefaults
 from finetune_trainer.contract import SelectionError
 from tests.builders import REF, job_manifest
-from tests.unit.core.world import Bench, ConfigReader, Outcome, Planner
+from tests.unit.core.fake_cluster import Crash, Fault
+from tests.unit.core.world import SUCCESS, Bench, ConfigReader, Outcome, Planner
 
 NEVER_ENDS = Outcome()
 
@@ -94,12 +95,9 @@ async def test_the_api_server_says_that_it_is_wrong() -> None:
     assert "spec.template.foo" in bench.condition("Stalled")["message"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "tells_owner"), [("ConfigMap", True), (c.PYTORCHJOB_KIND, True), (c.PYTORCHJOB_KIND, False)]
-)
-async def test_the_leftovers_of_another_job_are_never_adopted(kind: str, tells_owner: bool) -> None:
+@pytest.mark.parametrize("kind", ["ConfigMap", c.PYTORCHJOB_KIND])
+async def test_the_leftovers_of_another_job_are_never_adopted(kind: str) -> None:
     bench = Bench()
-    bench.cluster.tells_owner = tells_owner
     owner = {"apiVersion": c.API_VERSION, "kind": c.KIND, "name": "qa", "uid": "an-older-job", "controller": True}
     left = {"kind": kind, "metadata": {"name": "qa-1", "namespace": REF.namespace, "ownerReferences": [owner]}}
     bench.cluster.put({**left, "spec": {"runPolicy": {"suspend": True}}})
@@ -188,7 +186,6 @@ async def test_another_job_of_the_same_name_starts_from_its_own_beginning() -> N
 
 async def test_the_owner_of_an_existing_child_is_read_anew() -> None:
     bench = Bench()
-    bench.cluster.tells_owner = False
     bench.cluster.lags = True
     real = bench.cluster._create
 
@@ -204,5 +201,63 @@ async def test_the_owner_of_an_existing_child_is_read_anew() -> None:
     assert bench.status["attempts"]["current"] == 1
 
 
-def test_already_exists_may_not_know_the_owner() -> None:
-    assert AlreadyExists("there").owner_uid is None
+async def test_what_was_there_and_is_gone_again_is_tried_once_more() -> None:
+    bench = Bench()
+    bench.cluster.refusals["ConfigMap"] = [AlreadyExists("it was there")]
+    await bench.run()
+    assert bench.phase == "Succeeded"
+
+
+async def killed_before_the_status(bench: Bench) -> None:
+    """One turn whose creations are carried out and whose status patch is not."""
+    bench.cluster.faults = [Fault(2, Crash(), applied=False)]
+    with pytest.raises(Crash):
+        await bench.reconciler.reconcile(REF)
+    assert bench.cluster.calls == ["create ConfigMap qa-1", "create PyTorchJob qa-1", "patch"]
+
+
+async def test_the_plan_of_an_attempt_is_the_one_it_was_made_by() -> None:
+    bench = Bench([NEVER_ENDS])
+    await killed_before_the_status(bench)
+    bench.planner.error = PlanningError("an upgrade that counts otherwise")
+    bench.restart()
+    await bench.run(seconds=60)
+    assert (bench.phase, bench.status["plan"]["microBatchSize"]) == ("Running", 8)
+    assert bench.status["attempts"]["current"] == 1
+
+
+async def test_half_the_micro_batch_of_an_attempt_that_no_status_told_of() -> None:
+    bench = Bench([Outcome((71,)), SUCCESS])
+    await killed_before_the_status(bench)
+    while bench.world.step():
+        pass
+    bench.restart()
+    await bench.run()
+    assert (bench.phase, bench.status["plan"]["microBatchSize"]) == ("Succeeded", 4)
+
+
+async def test_a_config_map_of_other_settings_is_made_anew() -> None:
+    bench = Bench()
+    bench.cluster.faults = [Fault(1, Crash(), applied=False)]
+    with pytest.raises(Crash):
+        await bench.reconciler.reconcile(REF)
+    before = bench.cluster.objects["ConfigMap", "qa-1"]["data"]["config.json"]
+    bench.settings = Settings(trainer=TrainerDefaults(s3_endpoint="https://repaired"))
+    bench.restart()
+    await bench.run()
+    after = bench.cluster.objects["ConfigMap", "qa-1"]["data"]["config.json"]
+    assert "https://repaired" in after and "https://repaired" not in before
+    assert bench.phase == "Succeeded"
+
+
+async def test_a_config_map_is_left_alone_once_its_attempt_exists() -> None:
+    bench = Bench([NEVER_ENDS])
+    await killed_before_the_status(bench)
+    made = bench.cluster.objects["ConfigMap", "qa-1"]
+    bench.cluster.lags = True
+    bench.settings = Settings(trainer=TrainerDefaults(s3_endpoint="https://repaired"))
+    bench.restart()
+    await bench.run(seconds=60)
+    assert bench.cluster.objects["ConfigMap", "qa-1"] is made
+    assert bench.cluster.created == ["ConfigMap qa-1", "PyTorchJob qa-1"]
+    assert bench.status["attempts"]["current"] == 1

@@ -9,7 +9,9 @@ import pytest
 from finetune_operator import constants as c
 from finetune_operator.cluster import Cluster, Event, ObjectRef
 from finetune_operator.errors import AlreadyExists, Conflict, NotFound
+from finetune_operator.excerpts import owner_uid
 from finetune_operator.local.cluster import LocalCluster, merge_patch
+from finetune_operator.local.store import Key
 from finetune_operator.observed import JobRef, ProgressReport
 from tests.unit.local.objects import config_map, container, pod, pytorchjob
 
@@ -108,11 +110,23 @@ async def test_a_taken_name_tells_whose_it_is(cluster: LocalCluster) -> None:
     await cluster.create(mine)
     with pytest.raises(AlreadyExists) as refused:
         await cluster.create(mine)
-    assert refused.value.owner_uid == found["metadata"]["uid"]
+    assert refused.value.found is not None
+    assert owner_uid(refused.value.found) == found["metadata"]["uid"]
+
+
+async def test_only_what_the_job_controls_is_deleted(cluster: LocalCluster) -> None:
     await cluster.create(config_map("other"))
-    with pytest.raises(AlreadyExists) as refused:
-        await cluster.create(config_map("other"))
-    assert refused.value.owner_uid == ""
+    target = ObjectRef("v1", "ConfigMap", "default", "other", owner_uid="a-job")
+    await cluster.delete(target)
+    assert cluster.store.get(Key("ConfigMap", "default", "other")) is not None
+    cluster.store.change(
+        Key("ConfigMap", "default", "other"),
+        lambda found: found["metadata"].update(
+            ownerReferences=[{"apiVersion": c.API_VERSION, "kind": c.KIND, "uid": "a-job", "controller": True}]
+        ),
+    )
+    await cluster.delete(target)
+    assert cluster.store.get(Key("ConfigMap", "default", "other")) is None
 
 
 def test_the_newest_report_is_observed(cluster: LocalCluster) -> None:
