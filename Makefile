@@ -64,13 +64,17 @@ crds: $(INSTALLED) ## Generate crds/ from the Python types
 golden: $(INSTALLED) ## Regenerate the golden manifests that tests compare with
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/unit/render
 
+.PHONY: rbac
+rbac: $(INSTALLED) ## Generate the chart's roles from the operator's code
+	$(BIN)/python -m finetune_operator.kubernetes.rbac charts/finetune-operator/files
+
 .PHONY: generate
-generate: crds ## Regenerate everything that is generated
+generate: crds rbac ## Regenerate everything that is generated
 
 .PHONY: verify
 verify: generate ## Fail when a generated file is not fresh
-	@git diff --exit-code -- crds || { echo "generated files are stale: run 'make generate' and commit"; exit 1; }
-	@test -z "$$(git status --porcelain -- crds)" || { git status --short -- crds; echo "generated files are not committed"; exit 1; }
+	@git diff --exit-code -- crds charts || { echo "generated files are stale: run 'make generate' and commit"; exit 1; }
+	@test -z "$$(git status --porcelain -- crds charts)" || { git status --short -- crds charts; echo "generated files are not committed"; exit 1; }
 
 .PHONY: lock
 lock: $(INSTALLED) ## Pin every requirement anew, with hashes and without any index address
