@@ -89,16 +89,21 @@ def observed_pod(manifest: Manifest) -> ObservedPod:
             if isinstance(one, Mapping)
         ),
         job_uid=_text(labels, c.LABEL_JOB_UID),
+        attempt_uid=_controller_uid(manifest, c.PYTORCHJOB_KIND, "kubeflow.org"),
     )
 
 
 def owner_uid(manifest: Manifest) -> str:
     """UID of the FineTuneJob that controls an object; empty when none does."""
+    return _controller_uid(manifest, c.KIND, c.GROUP)
+
+
+def _controller_uid(manifest: Manifest, kind: str, group: str) -> str:
     for owner in _list(_mapping(manifest, "metadata"), "ownerReferences"):
-        if not isinstance(owner, Mapping) or owner.get("kind") != c.KIND or owner.get("controller") is not True:
+        if not isinstance(owner, Mapping) or owner.get("kind") != kind or owner.get("controller") is not True:
             continue
-        # Whatever the version: an owner of an older one is the same job.
-        if _text(owner, "apiVersion").partition("/")[0] == c.GROUP:
+        # Whatever the version: an owner of an older one is the same object.
+        if _text(owner, "apiVersion").partition("/")[0] == group:
             return _text(owner, "uid")
     return ""
 

@@ -51,6 +51,8 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = 300
     chosen.watching.client_timeout = 330
     chosen.watching.inactivity_timeout = 70
+    # A worker's only work is to put an event into the store: it need not wait, with the object in hand, for more.
+    chosen.queueing.idle_timeout = 0.1
     chosen.watching.label_selectors["pods"] = CHILDREN
     chosen.watching.label_selectors[c.PYTORCHJOB_PLURAL] = CHILDREN
     chosen.networking.connect_timeout = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 LEASE_NAME = "finetune-operator"
 STALE_SECONDS = 60.0
 REQUEST_SECONDS = 15.0
+FLUSH_SECONDS = 3.0
+"""How long the last events may take when the operator ends."""
 
 
 class Operator:
@@ -71,15 +74,14 @@ class Operator:
                 identity=self._settings.identity,
             )
             await self._beating(lease.acquire())
-            try:
-                await _first_to_end(lease.hold(), self._lead())
-            except LeaseLost:
-                raise
-            except BaseException:
-                await lease.release()
-                raise
-            # kopf takes SIGTERM for itself and ends: that is an orderly stop too.
-            await lease.release()
+            async with contextlib.AsyncExitStack() as held:
+                # Also where nothing failed: kopf takes SIGTERM for itself and ends.
+                held.push_async_callback(lease.release)
+                try:
+                    await _first_to_end(lease.hold(), self._lead())
+                except LeaseLost:
+                    held.pop_all()
+                    raise
         finally:
             for server in servers:
                 await server.cleanup()
@@ -115,7 +117,11 @@ class Operator:
             clusterwide=not self._settings.watch_namespaces,
             namespaces=self._settings.watch_namespaces,
         )
-        await _first_to_end(watching, self._queue.run(), self._resync(), self._beat())
+        recorder = self._cluster.recorder
+        try:
+            await _first_to_end(watching, self._queue.run(), self._resync(), self._beat(), recorder.run())
+        finally:
+            await _first_to_end(recorder.flush(FLUSH_SECONDS), recorder.run())
 
     async def _first_sync(self) -> None:
         while True:

@@ -110,6 +110,8 @@ class ObservedPod:
     job_uid: str = ""
     """UID of the FineTuneJob, from the pod's label; empty when it has none. A job of the same name that was deleted
     may have left pods of the same names."""
+    attempt_uid: str = ""
+    """UID of the PyTorchJob that controls it; empty when none does."""
 
     @property
     def active(self) -> bool:

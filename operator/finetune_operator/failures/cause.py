@@ -31,13 +31,15 @@ def classify(attempt: ObservedAttempt, pods: Sequence[ObservedPod], now: float) 
         None while nothing has failed; Unsettled while the pods may still tell more.
     """
     over = attempt.is_true("Failed")
-    accounts = [account for pod in pods if (account := account_of(pod, over)) is not None]
-    if not accounts:
+    told = [(pod, account) for pod in pods if (account := account_of(pod, over)) is not None]
+    if not told:
         return Unsettled(0.0) if over else stuck(pods, now)
+    accounts = [account for _, account in told]
     ended = [failure.at for _, failure in accounts if failure.at is not None]
-    first = min(ended, default=now)
-    # A node's clock may be ahead of ours: a negative age must not make us wait for it.
-    age = max(0.0, now - first) if first <= now else CONCLUDE_SECONDS
+    # A pod that was taken away may never tell when it ended.
+    first = min(ended or [_last_change(pod) for pod, _ in told])
+    # A node's clock may be ahead of ours: we must not wait for it.
+    age = now - first if first <= now else CONCLUDE_SECONDS
     if not over and age < CONCLUDE_SECONDS:
         return Unsettled(CONCLUDE_SECONDS - age)
     if age < SETTLE_SECONDS and any(pod.active for pod in pods):
@@ -66,12 +68,17 @@ def result_of(pods: Sequence[ObservedPod]) -> TerminationMessage | None:
     return None
 
 
+def _last_change(pod: ObservedPod) -> float:
+    changes = [condition.since for condition in pod.conditions.values() if condition.since is not None]
+    return max(changes, default=pod.created_at)
+
+
 def _cause(accounts: Sequence[tuple[Rank, Failure]], first: float) -> Failure:
     def order(account: tuple[Rank, Failure]) -> tuple[float, float, bool, str]:
         rank, failure = account
         at = first if failure.at is None else failure.at
         telling = rank if at <= first + TELLING_SECONDS else Rank.ORDINARY
         # In the same second a process that was asked to stop explains its peers, and not they it.
-        return (telling, at, failure.retry is not Retry.FREE, failure.pod or "")
+        return (telling, at, failure.retry is not Retry.FREE, str(failure.pod))
 
     return min(accounts, key=order)[1]

@@ -24,14 +24,14 @@ class Rank(IntEnum):
 def account_of(pod: ObservedPod, over: bool) -> tuple[Rank, Failure] | None:
     """What a pod says of its end; None where it has not failed."""
     container = ended_trainer(pod)
-    if container is None or container.exit_code == 0:
+    if container is None or not container.exit_code:
         if pod.phase == "Failed" or (over and is_disrupted(pod)):
             return _without_exit(pod)
         return None
     message = TerminationMessage.decode(container.message)
     if container.reason == "OOMKilled":
         return Rank.HOST_MEMORY, _host_memory(pod, container)
-    code = message.exit_code if message and message.exit_code else container.exit_code or 0
+    code = message.exit_code if message and message.exit_code else container.exit_code
     said = message.message if message else ""
     detail = message.reason if message else ""
     step = message.step if message else None
@@ -41,7 +41,7 @@ def account_of(pod: ObservedPod, over: bool) -> tuple[Rank, Failure] | None:
         return Failure(reason, text, retry, detail or word, code, name, at, step)
 
     if code in (126, 127):
-        text = f"the image cannot run the trainer (exit {code}: command not found); check spec.trainer.image"
+        text = f"the image cannot run the trainer (exit {code}: not found or not executable); check spec.trainer.image"
         return Rank.USER, failure(Reason.USER_ERROR, said or text, Retry.NEVER, "CommandNotFound")
     if _known(code) is not None and ExitCode(code).is_user_error:
         text = f"exit {code} ({ExitCode(code).name}); the log of pod {name} says more"
@@ -75,14 +75,15 @@ def _without_exit(pod: ObservedPod) -> tuple[Rank, Failure]:
     """A pod that failed although its trainer has no exit code: it was taken away, or never started."""
     if is_disrupted(pod):
         return Rank.DISRUPTION, disruption(pod, None)
-    other = next((one for one in pod.containers if one.name != CONTAINER and one.exit_code), None)
-    if other is not None:
-        text = f"container {other.name} of pod {pod.name} {_ending(other.exit_code or 0)}"
-        detail, code, at = "SidecarFailed", other.exit_code, other.finished_at
-    else:
-        text, detail, code, at = f"pod {pod.name} failed ({pod.reason or 'no reason given'})", "PodFailed", None, None
     said = f": {pod.message}" if pod.message else ""
-    return Rank.ORDINARY, Failure(Reason.INFRASTRUCTURE, text + said, Retry.COUNTED, detail, code, pod.name, at)
+    for other in pod.containers:
+        if code := other.exit_code:
+            text = f"container {other.name} of pod {pod.name} {_ending(code)}{said}"
+            at = other.finished_at
+            failure = Failure(Reason.INFRASTRUCTURE, text, Retry.COUNTED, "SidecarFailed", code, pod.name, at)
+            return Rank.ORDINARY, failure
+    text = f"pod {pod.name} failed ({pod.reason or 'no reason given'}){said}"
+    return Rank.ORDINARY, Failure(Reason.INFRASTRUCTURE, text, Retry.COUNTED, "PodFailed", pod=pod.name)
 
 
 def is_disrupted(pod: ObservedPod) -> bool:
@@ -120,12 +121,10 @@ def _ending(code: int) -> str:
     """`was killed by SIGKILL (exit 137)`; a shell's convention: 128 + the signal's number."""
     if code == 135:
         return "was killed by SIGBUS (exit 135): /dev/shm may be full, raise spec.resources.sharedMemory"
-    if 128 < code < 128 + signal.NSIG:
-        try:
-            return f"was killed by {signal.Signals(code - 128).name} (exit {code})"
-        except ValueError:
-            pass  # a number that names no signal is told as it is
-    return f"ended with exit {code}"
+    try:
+        return f"was killed by {signal.Signals(code - 128).name} (exit {code})"
+    except ValueError:  # no signal has that number
+        return f"ended with exit {code}"
 
 
 _WORDS = {

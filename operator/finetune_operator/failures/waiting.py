@@ -39,7 +39,7 @@ def blocked_start(pods: Sequence[ObservedPod]) -> str:
     for pod in pods:
         for container in pod.containers:
             if container.state == "waiting" and container.reason in _WAITING:
-                return f"pod {pod.name}: {container.reason}: {container.message}".rstrip(": ")
+                return ": ".join(part for part in (f"pod {pod.name}", container.reason, container.message) if part)
     return ""
 
 

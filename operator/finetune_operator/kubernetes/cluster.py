@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from finetune_operator import constants as c
 from finetune_operator import errors
 from finetune_operator.cluster import Event, ObjectRef
 from finetune_operator.excerpts import owner_uid
+from finetune_operator.kubernetes.events import EventRecorder
 from finetune_operator.kubernetes.store import Kind, WatchStore
 from finetune_operator.observed import JobRef, Observed
 
@@ -47,6 +46,8 @@ class KubernetesCluster:
         self._store = store
         self._namespaces = tuple(namespaces) or (ALL_NAMESPACES,)
         self._count = count
+        self.recorder = EventRecorder(self._send_event)
+        """Has to run for events to be sent."""
 
     def jobs(self) -> Sequence[JobRef]:
         """Every job in the store."""
@@ -182,35 +183,20 @@ class KubernetesCluster:
         self._store.put("FineTuneJob", changed)
 
     async def emit(self, ref: JobRef, uid: str, event: Event) -> None:
-        """Create an Event whose name is derived from what it says: the same event twice is one."""
-        digest = hashlib.sha256(f"{uid}/{event.reason}/{event.message}".encode()).hexdigest()[:16]
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        manifest = {
-            "metadata": {"name": f"{ref.name}.{digest}", "namespace": ref.namespace},
-            "involvedObject": {
-                "apiVersion": c.API_VERSION,
-                "kind": c.KIND,
-                "namespace": ref.namespace,
-                "name": ref.name,
-                "uid": uid,
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message[:1024],
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-            "source": {"component": c.MANAGED_BY},
-            "reportingComponent": c.MANAGED_BY,
-        }
+        """Leave an event on the job when there is time."""
+        self.recorder.put(ref, uid, event)
+
+    async def _send_event(self, manifest: dict[str, Any]) -> None:
+        meta = manifest["metadata"]
+        what = f"create event {meta['namespace']}/{meta['name']}"
         self._count("create", "Event")
         try:
-            await self._client.create(Events.from_dict(manifest), namespace=ref.namespace)
+            await self._client.create(Events.from_dict(manifest), namespace=meta["namespace"])
         except ApiError as error:
             if error.status.code != 409:
-                raise _translate(error, f"create event for {ref}") from error
+                raise _translate(error, what) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, f"create event for {ref}") from error
+            raise _unanswered(error, what) from error
 
 
 def _translate(error: ApiError, what: str, *, creating: bool = False) -> errors.ClusterError:

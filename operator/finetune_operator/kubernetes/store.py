@@ -136,10 +136,15 @@ class WatchStore:
         return self._pods.of(ref)
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[JobRef, int] | None:
-        """The job and the attempt that a pod belongs to; None when no such pod is known."""
+        """The job and the attempt that a pod belongs to; None when no such pod is known, or it only has their labels:
+        the PyTorchJob that controls it has to be controlled by the job."""
         ref = self._pod_owners.get((namespace, name))
-        pods = self._pods.of(ref) if ref is not None else ()
-        return next(((ref, pod.attempt) for pod in pods if ref and pod.name == name and pod.uid == uid), None)
+        job = self.job(ref) if ref is not None else None
+        if ref is None or job is None:
+            return None
+        attempt_uid = next((pod.attempt_uid for pod in self._pods.of(ref) if (pod.name, pod.uid) == (name, uid)), "")
+        attempts = (one for one in self._attempts.of(ref) if one.uid == attempt_uid and one.owner_uid == job.uid)
+        return next(((ref, one.number) for one in attempts), None)
 
     def observe(self, ref: JobRef) -> Observed | None:
         """Everything that is known of a job."""

@@ -96,6 +96,10 @@ class NodeAgent:
         """Where a pod's output goes; `container` for those beside its first."""
         return self._folder / "logs" / (f"{pod}.{container}.log" if container else f"{pod}.log")
 
+    def volume_path(self, pod: Mapping[str, Any], volume: str) -> Path:
+        """Where the files of one of a pod's own volumes lie while it runs."""
+        return self._pod_folder(pod) / "volumes" / volume
+
     async def sync(self) -> None:
         """Bring processes in line with pods, once. Repeating it changes nothing.
 

@@ -115,10 +115,41 @@ def test_objects_of_nobody_are_ignored(kind: Any, manifest: dict[str, Any]) -> N
     assert WatchStore().put(kind, manifest) is None
 
 
+def owned_by(kind: str, uid: str) -> dict[str, Any]:
+    version = {"FineTuneJob": c.API_VERSION, "PyTorchJob": c.PYTORCHJOB_API_VERSION}[kind]
+    return {"ownerReferences": [{"apiVersion": version, "kind": kind, "name": "x", "uid": uid, "controller": True}]}
+
+
+def pod_of(attempt_uid: str) -> dict[str, Any]:
+    return child("Pod", "tune-1-master-0", 6, **owned_by("PyTorchJob", attempt_uid))
+
+
+def attempt_of(job_uid: str) -> dict[str, Any]:
+    return child("PyTorchJob", "tune-1", 5, **owned_by("FineTuneJob", job_uid))
+
+
+@pytest.mark.parametrize(
+    ("pod", "attempt"),
+    [
+        (child("Pod", "tune-1-master-0", 6), attempt_of("u1")),
+        (pod_of("another"), attempt_of("u1")),
+        (pod_of("uid-tune-1"), attempt_of("an earlier job of this name")),
+        (pod_of("uid-tune-1"), child("PyTorchJob", "tune-1", 5)),
+    ],
+)
+def test_labels_alone_make_no_pod_of_a_job(pod: dict[str, Any], attempt: dict[str, Any]) -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("PyTorchJob", attempt)
+    store.put("Pod", pod)
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None
+
+
 def test_a_pod_is_known_by_its_uid_too() -> None:
     store = WatchStore()
     store.put("FineTuneJob", job(1))
-    store.put("Pod", child("Pod", "tune-1-master-0", 6))
+    store.put("PyTorchJob", attempt_of("u1"))
+    store.put("Pod", pod_of("uid-tune-1"))
     assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") == (REF, 1)
     assert store.owner_of_pod("team", "tune-1-master-0", "another-uid") is None
     assert store.owner_of_pod("elsewhere", "tune-1-master-0", "uid-tune-1-master-0") is None

@@ -202,6 +202,12 @@ class Training(ApiModel):
     """Arithmetic of forward and backward: `bf16`, `fp16` or `fp32`."""
     gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Recompute activations in the backward pass instead of keeping them. `auto`: where memory needs it."""
+    flash_attn: v.FlashAttn = v.FlashAttn.AUTO
+    """How attention over the samples of a row is computed: `varlen` (a kernel for samples of any length, without a
+    mask), `sdpa` (with a mask), or `auto`: the first where GPU and model allow it. Both give the same result."""
+    torch_compile: v.Switch = v.Switch.AUTO
+    """Compile decoder blocks and loss: `always`, `never`, or `auto`: on a GPU, where the run is long enough to make up
+    for the minute that it takes."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1_000_000)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     neftune_alpha: float | None = Field(default=None, gt=0, le=1000)

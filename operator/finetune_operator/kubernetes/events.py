@@ -1,0 +1,110 @@
+"""Events for people, sent when there is time: no job waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from finetune_operator import constants as c
+from finetune_operator.cluster import Event
+from finetune_operator.errors import ClusterError
+from finetune_operator.observed import JobRef
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+"""Creates an Event; one that is there already is no error. Raises ClusterError."""
+
+LIMIT = 10_000
+"""Events that wait; beyond that the oldest are let go."""
+TRIES = 3
+_MESSAGE_LIMIT = 1024
+"""Characters of an Event's message."""
+
+
+class EventRecorder:
+    """Keeps events in order, and sends them one at a time."""
+
+    def __init__(self, send: Send, *, limit: int = LIMIT, pause: float = 1.0) -> None:
+        """
+        Args:
+            send: how an Event is created.
+            limit: how many may wait.
+            pause: seconds before another try, doubled with each.
+        """
+        self._send = send
+        self._limit = limit
+        self._pause = pause
+        self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def put(self, ref: JobRef, uid: str, event: Event) -> None:
+        """Send an event on a job, later."""
+        while self._waiting.qsize() >= self._limit:
+            dropped = self._waiting.get_nowait()
+            self._waiting.task_done()
+            log.warning("event %s is let go: %d are waiting", dropped["metadata"]["name"], self._limit)
+        self._waiting.put_nowait(manifest(ref, uid, event, time.time()))
+
+    async def run(self) -> None:
+        """Send for ever."""
+        while True:
+            one = await self._waiting.get()
+            try:
+                await self._deliver(one)
+            finally:
+                self._waiting.task_done()
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until nothing is left to send, for so long at most; `run` has to be running."""
+        try:
+            await asyncio.wait_for(self._waiting.join(), seconds)
+        except TimeoutError:
+            log.warning("%d events were not sent", self._waiting.qsize())
+
+    async def _deliver(self, one: dict[str, Any]) -> None:
+        for attempt in range(TRIES):
+            try:
+                await self._send(one)
+                return
+            except ClusterError as error:
+                if attempt == TRIES - 1 or not _may_pass(error):
+                    log.warning("event %s was lost: %s", one["metadata"]["name"], error)
+                    return
+                await asyncio.sleep(max(self._pause * 2**attempt, error.retry_after or 0.0))
+
+
+def _may_pass(error: ClusterError) -> bool:
+    return error.status is None or error.status == 429 or error.status >= 500
+
+
+def manifest(ref: JobRef, uid: str, event: Event, now: float) -> dict[str, Any]:
+    """An Event whose name is derived from what it says: the same event twice is one.
+
+    Args:
+        uid: of the FineTuneJob.
+        now: seconds since the epoch.
+    """
+    digest = hashlib.sha256(f"{uid}/{event.reason}/{event.message}".encode()).hexdigest()[:16]
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return {
+        "metadata": {"name": f"{ref.name}.{digest}", "namespace": ref.namespace},
+        "involvedObject": {
+            "apiVersion": c.API_VERSION,
+            "kind": c.KIND,
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "uid": uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:_MESSAGE_LIMIT],
+        "firstTimestamp": at,
+        "lastTimestamp": at,
+        "count": 1,
+        "source": {"component": c.MANAGED_BY},
+        "reportingComponent": c.MANAGED_BY,
+    }
