@@ -17,6 +17,7 @@ from aiohttp import web
 from lightkube import AsyncClient
 
 from finetune_operator import handlers, logs, serving
+from finetune_operator.clock import WallClock
 from finetune_operator.errors import ClusterError, FinetuneError
 from finetune_operator.kubernetes.cluster import KubernetesCluster
 from finetune_operator.kubernetes.lease import Lease, LeaseLost
@@ -54,7 +55,7 @@ class Operator:
             client, self._store, namespaces=settings.watch_namespaces, count=self._metrics.count_request
         )
         preparer = Preparer(settings, HubConfigReader(), plan_job)
-        self._reconciler = Reconciler(self._cluster, preparer, settings, time.time)
+        self._reconciler = Reconciler(self._cluster, preparer, settings, WallClock())
         self._queue = WorkQueue(self._reconcile, parallel=settings.parallel_reconciles)
         self._metrics.watch(self._store.jobs, self._store.job, lambda: self._queue.depth)
         self._leads = False

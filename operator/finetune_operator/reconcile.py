@@ -7,13 +7,14 @@ its children, so a crash between any two calls loses nothing: whoever comes next
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import render, status
 from finetune_operator.announce import events
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.clock import WallClock
 from finetune_operator.cluster import Cluster, ObjectRef
 from finetune_operator.constants import PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, Reason
 from finetune_operator.decide import CreateAttempt, Decision, DeleteAttempt, Need, View, decide, give_up, held_up
@@ -52,16 +53,11 @@ class _Case:
 class Reconciler:
     """Brings one job at a time nearer to what its spec says."""
 
-    def __init__(self, cluster: Cluster, preparer: Preparer, settings: Settings, clock: Callable[[], float]) -> None:
-        """
-        Args:
-            clock: seconds since the epoch.
-        """
+    def __init__(self, cluster: Cluster, preparer: Preparer, settings: Settings, clock: WallClock) -> None:
         self._cluster = cluster
         self._preparer = preparer
         self._settings = settings
         self._clock = clock
-        self._started_at = clock()
 
     async def reconcile(self, ref: JobRef) -> float | None:
         """Do what is to be done about a job now.
@@ -110,7 +106,7 @@ class Reconciler:
             observed=observed,
             status=status.read(observed.job.status),
             now=self._clock(),
-            started_at=self._started_at,
+            reliable_since=self._clock.reliable_since,
             reports_expected=self._settings.trainer.progress_url is not None,
             preparation=preparation,
             confirmed=confirmed,

@@ -36,7 +36,9 @@ def stall_in(view: View) -> float | None:
         return None
     if view.attempt is None or view.attempt.suspended:
         return None
-    newest = max(since, view.started_at, report.received_at if report else 0.0)
+    # What lies in the future was noted by another clock, or by this one before it was set.
+    signs = (since, view.reliable_since, report.received_at if report else 0.0)
+    newest = max((at for at in signs if at <= view.now), default=view.now)
     return newest + view.policy.stall_seconds - view.now
 
 

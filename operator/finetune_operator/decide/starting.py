@@ -7,7 +7,7 @@ from dataclasses import replace
 from finetune_operator.constants import Phase, Reason
 from finetune_operator.decide.decision import CreateAttempt, Decision, DeleteAttempt, Need
 from finetune_operator.decide.following import UNATTENDED_SECONDS, created, surplus
-from finetune_operator.decide.retries import refused
+from finetune_operator.decide.retries import BACKOFF_LIMIT_SECONDS, refused
 from finetune_operator.decide.view import View, child_name
 from finetune_operator.state import JobState, Preparation
 from finetune_operator.times import rfc3339
@@ -31,7 +31,8 @@ def _after_previous(view: View) -> Decision | None:
     if attempt is not None and running and not attempt.deleting:
         return Decision(view.state, (DeleteAttempt(attempt),), requeue_after=_POLL_SECONDS)
     wait = view.next_attempt_at - view.now
-    if wait > 0:
+    # Nobody waits longer than that on purpose: the clock by which it was meant has been set since.
+    if 0 < wait <= BACKOFF_LIMIT_SECONDS:
         return Decision(view.state, requeue_after=wait)
     patience = view.next_attempt_at + POD_WAIT_SECONDS - view.now
     if (running or view.has_active_pods) and patience > 0:

@@ -26,8 +26,8 @@ class View:
     """The job's status, read."""
     now: float
     """Seconds since the epoch."""
-    started_at: float
-    """When this operator started: reports before that are not known."""
+    reliable_since: float
+    """When this operator started, or its clock was set: of the time before it cannot tell how long it lasted."""
     reports_expected: bool = True
     """Whether trainers are told where to report progress; without reports nothing can be said to stall."""
     preparation: Preparation | None = None

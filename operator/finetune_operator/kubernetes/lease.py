@@ -21,6 +21,10 @@ from lightkube.generic_resource import create_namespaced_resource
 Leases = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 log = logging.getLogger(__name__)
 
+_PASSING = frozenset({404, 409, 429})
+_REFUSED = frozenset({401, 403})
+"""An API server that has just been restarted refuses for a moment what roles allow: it has not read them yet."""
+
 
 class LeaseLost(Exception):
     """This replica could not renew its Lease and must not act any longer."""
@@ -65,7 +69,7 @@ class Lease:
             left = renewed + self._times.duration - self._times.margin - time.monotonic()
             started = time.monotonic()
             try:
-                held = left > 0 and await asyncio.wait_for(self._try(), timeout=left)
+                held = left > 0 and await asyncio.wait_for(self._try(_PASSING | _REFUSED), timeout=left)
             except TimeoutError:
                 held = False
             if held:
@@ -84,14 +88,19 @@ class Lease:
         except httpx.HTTPError as error:
             log.info("the lease could not be released; it runs out by itself", extra={"cause": str(error)})
 
-    async def _try(self) -> bool:
-        """Take or renew the Lease, if it is ours, free or run out; False when it is not to be had now."""
+    async def _try(self, passing: frozenset[int] = _PASSING) -> bool:
+        """Take or renew the Lease, if it is ours, free or run out; False when it is not to be had now.
+
+        passing: answers below 500 that say no more than "not now".
+        """
         try:
             return await self._take()
         except ApiError as error:
-            if error.status.code not in (404, 409, 429) and (error.status.code or 0) < 500:
+            code = error.status.code or 0
+            if code not in passing and code < 500:
                 raise
-            log.debug("lease not taken", extra={"cause": str(error)})
+            level = logging.WARNING if code in _REFUSED else logging.DEBUG
+            log.log(level, "lease not taken", extra={"cause": str(error)})
         except httpx.HTTPError as error:
             log.warning("the API server did not answer for the lease", extra={"cause": repr(error)})
         return False

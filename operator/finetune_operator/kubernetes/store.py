@@ -6,6 +6,7 @@ answers to our own writes all end here.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,29 +20,43 @@ Manifest = Mapping[str, Any]
 
 T = TypeVar("T")
 
+_DELETIONS_KEPT = 1000
+
 
 class _Table(Generic[T]):
     """Excerpts of one kind by job and name, each with the resource version that it is of."""
 
     def __init__(self) -> None:
         self._rows: dict[JobRef, dict[str, tuple[int, T]]] = {}
+        # What was deleted lately: an answer to a call of ours may come after the event that says so.
+        self._deleted: OrderedDict[tuple[JobRef, str], int] = OrderedDict()
 
     def put(self, ref: JobRef, name: str, version: int, row: T) -> bool:
-        """Keep a row unless a newer one is there; says whether it was kept."""
-        rows = self._rows.setdefault(ref, {})
-        known = rows.get(name)
-        if known is not None and known[0] > version:
+        """Keep a row unless something newer is known, be it a deletion; says whether it was kept."""
+        known = self._rows.get(ref, {}).get(name)
+        if (known is not None and known[0] > version) or self._deleted.get((ref, name), -1) >= version:
             return False
-        rows[name] = (version, row)
+        self._rows.setdefault(ref, {})[name] = (version, row)
         return True
 
-    def drop(self, ref: JobRef, name: str) -> bool:
-        """Forget a row; says whether it was there."""
-        rows = self._rows.get(ref, {})
-        gone = rows.pop(name, None) is not None
-        if not rows:
-            self._rows.pop(ref, None)
-        return gone
+    def drop(self, ref: JobRef, name: str, version: int) -> bool:
+        """Forget a row that was deleted at a version; says whether it was there.
+
+        A newer one stays: another object of this name, of which events come by another way.
+        """
+        known = self._rows.get(ref, {}).get(name)
+        if known is not None and known[0] > version:
+            return False
+        self._deleted[ref, name] = version
+        self._deleted.move_to_end((ref, name))
+        if len(self._deleted) > _DELETIONS_KEPT:
+            self._deleted.popitem(last=False)
+        if known is None:
+            return False
+        del self._rows[ref][name]
+        if not self._rows[ref]:
+            del self._rows[ref]
+        return True
 
     def of(self, ref: JobRef) -> tuple[T, ...]:
         """All rows of a job."""
@@ -78,8 +93,7 @@ class WatchStore:
             self._jobs.put(ref, name, version, observed_job(manifest))
         elif kind == c.PYTORCHJOB_KIND:
             self._attempts.put(ref, name, version, observed_attempt(manifest))
-        else:
-            self._pods.put(ref, name, version, observed_pod(manifest))
+        elif self._pods.put(ref, name, version, observed_pod(manifest)):
             self._pod_owners[ref.namespace, name] = ref
         return ref
 
@@ -88,11 +102,12 @@ class WatchStore:
         ref = job_of(kind, manifest)
         if ref is None:
             return None
-        self._forget(kind, ref, manifest["metadata"]["name"])
+        self._forget(kind, ref, manifest["metadata"]["name"], _version(manifest))
         return ref
 
-    def _forget(self, kind: Kind, ref: JobRef, name: str) -> None:
-        self._table(kind).drop(ref, name)
+    def _forget(self, kind: Kind, ref: JobRef, name: str, version: int) -> None:
+        if not self._table(kind).drop(ref, name, version):
+            return
         if kind == c.KIND:
             self._reports.pop(ref, None)
         elif kind == "Pod":
@@ -116,7 +131,7 @@ class WatchStore:
             if seen <= version and (owner.namespace, name) not in present and ref in (None, owner)
         ]
         for owner, name in gone:
-            self._forget(kind, owner, name)
+            self._forget(kind, owner, name, version)
         return [owner for owner, _ in gone]
 
     def report(self, ref: JobRef, report: ProgressReport) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from finetune_operator.clock import WallClock
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.loop import Reconcile
 from finetune_operator.planner import plan_job
@@ -14,4 +13,4 @@ from finetune_operator.settings import Settings
 
 def reconciler(cluster: LocalCluster, settings: Settings, read_config: ModelConfigReader) -> Reconcile:
     """The same reconcile that runs in a cluster."""
-    return Reconciler(cluster, Preparer(settings, read_config, plan_job), settings, time.time).reconcile
+    return Reconciler(cluster, Preparer(settings, read_config, plan_job), settings, WallClock()).reconcile

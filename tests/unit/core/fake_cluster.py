@@ -40,9 +40,18 @@ class Fault:
 @dataclass
 class Clock:
     now: float = NOW
+    set_by: float = 0.0
 
     def __call__(self) -> float:
         return self.now
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets it."""
+        self.now += seconds
+        self.set_by += seconds
+
+    def steady(self) -> float:
+        return self.now - self.set_by
 
 
 @dataclass

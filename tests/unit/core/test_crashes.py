@@ -13,6 +13,7 @@ import pytest
 from finetune_operator import constants as c
 from finetune_operator.errors import ClusterError
 from finetune_operator.settings import Settings, TrainerDefaults
+from tests.builders import NOW
 from tests.unit.core.fake_cluster import Crash, Fault
 from tests.unit.core.world import SUCCESS, Bench, Outcome
 
@@ -121,3 +122,21 @@ def never_goes_back(statuses: list[dict[str, Any]], at: str) -> None:
             assert retried or status["phase"] == before["phase"], (at, before, status)
         assert "plan" in status or retried or not before.get("plan"), (at, before, status)
         before = status
+
+
+@pytest.mark.parametrize("seconds", [86_400.0, -86_400.0], ids=["ahead", "back"])
+@pytest.mark.parametrize("life", [many_failures, suspended_and_resumed, stalled], ids=lambda life: life.__name__)
+async def test_the_clock_may_be_set_at_any_time(life: Callable[[], Bench], seconds: float) -> None:
+    undisturbed = life()
+    await undisturbed.run(seconds=3000)
+    for turn in range(undisturbed.turns):
+        bench = life()
+        bench.users.append((lambda b, turn=turn: b.turns > turn, lambda b: b.clock.jump(seconds)))
+        ended: list[float] = []
+        bench.users.append((lambda b: b.phase == "Succeeded", lambda b, ended=ended: ended.append(b.clock.steady())))
+        bench.pending = list(bench.users)
+        await bench.run(seconds=3000.0)
+        assert ended and ended[0] - NOW < 1000, f"set after turn {turn}: it waited for the clock to come back"
+        assert essence(bench.status) == essence(undisturbed.status), f"set after turn {turn}"
+        attempts = [one for one in bench.cluster.created if one.startswith(c.PYTORCHJOB_KIND)]
+        assert len(attempts) == bench.status["attempts"]["current"]

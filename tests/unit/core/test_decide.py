@@ -80,7 +80,7 @@ def views(draw: st.DrawFn, phases: st.SearchStrategy[str] = PHASES) -> View:
         observed=observed(job, *draw(children()), report=report),
         status=known,
         now=NOW,
-        started_at=NOW - draw(st.floats(0, 5000)),
+        reliable_since=NOW - draw(st.floats(0, 5000)),
         preparation=draw(st.none() | st.just(PREPARED)),
         confirmed=draw(st.booleans()),
     )
@@ -149,7 +149,7 @@ def test_a_status_that_was_written_is_the_whole_memory(view: View) -> None:
 
 
 def view_of(known: FineTuneJobStatus, seen: Observed, **changes: object) -> View:
-    made = View(observed=seen, status=known, now=NOW, started_at=NOW - 5000, preparation=PREPARED, confirmed=True)
+    made = View(observed=seen, status=known, now=NOW, reliable_since=NOW - 5000, preparation=PREPARED, confirmed=True)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 

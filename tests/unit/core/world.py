@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_operator import constants as c
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, PlanStatus
+from finetune_operator.clock import WallClock
 from finetune_operator.errors import ClusterError
 from finetune_operator.observed import JobRef
 from finetune_operator.planning import Preparer
@@ -165,7 +166,7 @@ class Bench:
     def restart(self) -> None:
         """A new operator process: it knows nothing but what is in the cluster."""
         preparer = Preparer(self.settings, self.reader, self.planner)
-        self.reconciler = Reconciler(self.cluster, preparer, self.settings, self.clock)
+        self.reconciler = Reconciler(self.cluster, preparer, self.settings, WallClock(self.clock, self.clock.steady))
 
     @property
     def status(self) -> dict[str, Any]:
@@ -182,22 +183,24 @@ class Bench:
 
     async def run(self, *, seconds: float = 100_000.0, turns: int = 400) -> None:
         """Until nothing is left to happen, or so many seconds have passed."""
-        end = self.clock.now + seconds
+        # As the queue does it: appointments are kept by a clock that nobody sets.
+        end = self.clock.steady() + seconds
         seen, due = -1, None
         while self.turns < turns:
-            if self.cluster.changes != seen or (due is not None and due <= self.clock.now):
+            now = self.clock.steady()
+            if self.cluster.changes != seen or (due is not None and due <= now):
                 seen = self.cluster.changes
                 after = await self._turn()
-                due = None if after is None else self.clock.now + after
+                due = None if after is None else now + after
                 self._users()
                 continue
-            if self.clock.now + STEP_SECONDS <= end and self.world.step():
+            if now + STEP_SECONDS <= end and self.world.step():
                 self.clock.now += STEP_SECONDS
                 continue
             if due is None or due > end:
-                self.clock.now = end
+                self.clock.now += end - now
                 return
-            self.clock.now = due
+            self.clock.now += due - now
         raise AssertionError(f"{turns} turns did not bring the job to rest: {self.status}")
 
     async def _turn(self) -> float | None:

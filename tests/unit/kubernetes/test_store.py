@@ -56,6 +56,39 @@ def test_children_arrive_before_their_job() -> None:
     assert [p.name for p in observed.pods] == ["tune-1-master-0"]
 
 
+def test_a_late_deletion_does_not_take_the_next_job_of_the_name() -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    second = job(5)
+    second["metadata"]["uid"] = "u2"
+    store.put("FineTuneJob", second)
+    assert store.drop("FineTuneJob", job(4)) == REF
+    found = store.job(REF)
+    assert found is not None and found.uid == "u2"
+    store.drop("FineTuneJob", job(6))
+    assert store.job(REF) is None
+
+
+@pytest.mark.parametrize(("version", "is_back"), [(3, False), (4, False), (5, True)])
+def test_an_answer_that_comes_after_the_deletion_brings_nothing_back(version: int, is_back: bool) -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.drop("FineTuneJob", job(4))
+    store.put("FineTuneJob", job(version))
+    assert (store.job(REF) is not None) is is_back
+
+
+def test_not_every_deletion_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.kubernetes.store._DELETIONS_KEPT", 2)
+    store = WatchStore()
+    for name in ("a", "b", "c"):
+        store.put("FineTuneJob", job(1, name=name))
+        store.drop("FineTuneJob", job(4, name=name))
+    for name in ("a", "b", "c"):
+        store.put("FineTuneJob", job(2, name=name))
+    assert [ref.name for ref in store.jobs()] == ["a"]
+
+
 @given(st.permutations([1, 2, 3, 9, 10]))
 def test_the_newest_version_wins_in_any_order(order: list[int]) -> None:
     store = WatchStore()
