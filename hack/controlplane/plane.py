@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import signal
 import tempfile
@@ -117,17 +118,13 @@ class ControlPlane:
         binaries = self._binaries or find_binaries(self._programs, may_build=self._may_build, progress=self._progress)
         self._progress(f"programs: {binaries.source}")
         folder = Path(tempfile.mkdtemp(prefix="finetune-controlplane-"))
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
             prepared = prepare(binaries, folder, self._apiserver_flags)
             self._state = _Running(folder, prepared, Processes(folder))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        try:
+            undo.callback(self.stop)
             self._start_all(self._state, binaries)
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return self
 
     def stop(self) -> None:

@@ -26,11 +26,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """kopf tells of a connection that broke as of a defect: the watches are started again, and say why themselves."""
+    if record.name.startswith("kopf._"):
+        record.exc_info = record.exc_text = None
+    return True
+
+
 def configure(log_format: str, level: int = logging.INFO) -> None:
     """Send everything to standard error. kopf's chatter about single events is left out."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.addFilter(_without_traceback)
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It warns that it has to leave signals alone outside the main thread, as it should.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     for name in ("kopf.objects", "httpx2", "httpx", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -12,11 +12,10 @@ import time
 from typing import Any
 
 import httpx2 as httpx
-import kopf
 from aiohttp import web
 from lightkube import AsyncClient
 
-from finetune_operator import handlers, logs, serving
+from finetune_operator import logs, serving
 from finetune_operator.clock import WallClock
 from finetune_operator.errors import ClusterError, FinetuneError
 from finetune_operator.kubernetes.cluster import KubernetesCluster
@@ -31,6 +30,8 @@ from finetune_operator.planning import Preparer
 from finetune_operator.progress import Caller, ProgressServer
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.tasks import first_to_end
+from finetune_operator.watching import Watching
 from finetune_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Operator:
         self._reconciler = Reconciler(self._cluster, preparer, settings, WallClock())
         self._queue = WorkQueue(self._reconcile, parallel=settings.parallel_reconciles)
         self._metrics.watch(self._store.jobs, self._store.job, lambda: self._queue.depth)
+        self._watching = Watching(self._on_event, settings.watch_namespaces)
+        self._cluster.on_kind_known = self._watching.start_anew
         self._leads = False
         self._synced = False
 
@@ -76,10 +79,9 @@ class Operator:
             )
             await self._beating(lease.acquire())
             async with contextlib.AsyncExitStack() as held:
-                # Also where nothing failed: kopf takes SIGTERM for itself and ends.
                 held.push_async_callback(lease.release)
                 try:
-                    await _first_to_end(lease.hold(), self._lead())
+                    await first_to_end(lease.hold(), self._lead())
                 except LeaseLost:
                     held.pop_all()
                     raise
@@ -111,18 +113,11 @@ class Operator:
         await self._beating(self._first_sync())
         self._synced = True
         log.info("watching", extra={"count": len(self._store.jobs()), "seconds": round(time.monotonic() - started, 3)})
-        watching = kopf.operator(
-            registry=handlers.registry(self._on_event),
-            settings=handlers.settings(),
-            standalone=True,
-            clusterwide=not self._settings.watch_namespaces,
-            namespaces=self._settings.watch_namespaces,
-        )
         recorder = self._cluster.recorder
         try:
-            await _first_to_end(watching, self._queue.run(), self._resync(), self._beat(), recorder.run())
+            await first_to_end(self._watching.run(), self._queue.run(), self._resync(), self._beat(), recorder.run())
         finally:
-            await _first_to_end(recorder.flush(FLUSH_SECONDS), recorder.run())
+            await first_to_end(recorder.flush(FLUSH_SECONDS), recorder.run())
 
     async def _first_sync(self) -> None:
         while True:
@@ -165,7 +160,7 @@ class Operator:
                 self._heartbeat.beat()
                 await asyncio.sleep(1.0)
 
-        await _first_to_end(waiting, beat())
+        await first_to_end(waiting, beat())
 
     async def _reconcile(self, ref: JobRef) -> float | None:
         started, outcome = time.perf_counter(), "error"
@@ -189,19 +184,6 @@ class Operator:
         self._queue.add(ref)
 
 
-async def _first_to_end(*waiting: Any) -> None:
-    """Run all until the first one ends or fails; the others are cancelled, and waited for."""
-    tasks = [asyncio.ensure_future(one) for one in waiting]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
 async def serve(settings: Settings) -> None:
     """Run one replica until SIGTERM or SIGINT."""
     client = AsyncClient(timeout=httpx.Timeout(REQUEST_SECONDS), field_manager="finetune-operator")
@@ -209,7 +191,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        await _first_to_end(Operator(settings, client).run(), stop.wait())
+        await first_to_end(Operator(settings, client).run(), stop.wait())
     finally:
         await client.close()
 

@@ -40,15 +40,6 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs"
 
 
 @pytest.fixture(scope="module")
-def binaries() -> Binaries:
-    """Found, not built: a build takes minutes and belongs where its progress is seen."""
-    try:
-        return find_binaries(needed(controller_manager=True, training_operator=True), may_build=False)
-    except BinariesMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
 def alone(binaries: Binaries) -> Binaries:
     """Only etcd and the API server."""
     return Binaries({name: binaries.programs[name] for name in (ETCD, APISERVER)}, binaries.source)

@@ -13,22 +13,14 @@ from typing import Any
 
 import pytest
 
-from controlplane import APISERVER, ETCD, ApiError, Binaries, BinariesMissing, ControlPlane, find_binaries
+from controlplane import ApiError, Binaries, ControlPlane
 from finetune_operator.api import crd
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
-from tests.unit.api.cases import (
-    ACCEPTED,
-    ALLOWED_CHANGES,
-    BROKEN_RULES,
-    CHANGES,
-    IMMUTABLE_WORDS,
-    MINIMAL,
-    Accepted,
-    Refused,
-    manifest,
-    merged,
-)
+from tests.unit.api.accepted_cases import ACCEPTED
+from tests.unit.api.change_cases import ALLOWED_CHANGES, CHANGES, IMMUTABLE_WORDS
 from tests.unit.api.field_cases import BROKEN_FIELDS, UNKNOWN_FIELDS
+from tests.unit.api.manifests import MINIMAL, Accepted, Refused, manifest, merged
+from tests.unit.api.refused_cases import BROKEN_RULES
 
 pytestmark = pytest.mark.apiserver
 
@@ -38,19 +30,10 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 @pytest.fixture(scope="module")
-def binaries() -> Binaries:
-    """Found, not built: a build takes minutes and belongs where its progress is seen."""
-    try:
-        return find_binaries(frozenset({ETCD, APISERVER}), may_build=False)
-    except BinariesMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def plane(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def plane(apiserver_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     path = tmp_path_factory.mktemp("crd") / crd.FILE_NAME
     path.write_text(crd.render())
-    with ControlPlane(binaries=binaries, crds=[path]) as running:
+    with ControlPlane(binaries=apiserver_binaries, crds=[path]) as running:
         eventually(lambda: running.api.missing(JOBS) == "")
         yield running
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from controlplane import Binaries, BinariesMissing, ControlPlane, find_binaries, needed
+from controlplane import Binaries, ControlPlane
 from finetune_operator.api import crd
 from finetune_trainer.contract import ExitCode, RunResult, TerminationMessage
-from tests.unit.api.cases import manifest
+from tests.unit.api.manifests import manifest
 
 pytestmark = pytest.mark.apiserver
 
@@ -27,11 +27,7 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 @pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    try:
-        binaries: Binaries = find_binaries(needed(controller_manager=True, training_operator=True), may_build=False)
-    except BinariesMissing as missing:
-        pytest.skip(str(missing))
+def plane(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     path = tmp_path_factory.mktemp("crd") / crd.FILE_NAME
     path.write_text(crd.render())
     with ControlPlane(binaries=binaries, controller_manager=True, training_operator=True, crds=[path]) as running:

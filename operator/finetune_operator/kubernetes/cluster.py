@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ Resource = type[GenericNamespacedResource]
 _WATCHED: dict[Kind, Resource] = {"FineTuneJob": FineTuneJobs, "PyTorchJob": PyTorchJobs, "Pod": Pods}
 _CREATED: dict[str, Resource] = {"PyTorchJob": PyTorchJobs, "ConfigMap": ConfigMaps}
 _PAGE = 250
+_LIST_PAUSES = (0.2, 1.0, 3.0)
+"""Seconds between the tries of a list."""
 ALL_NAMESPACES = "*"
 
 
@@ -46,6 +49,9 @@ class KubernetesCluster:
         self._store = store
         self._namespaces = tuple(namespaces) or (ALL_NAMESPACES,)
         self._count = count
+        self.on_kind_known: Callable[[], None] = lambda: None
+        """Called when a kind is there whose CRD was missing before: nobody watches it yet."""
+        self._unknown: set[str] = set()
         self.recorder = EventRecorder(self._send_event)
         """Has to run for events to be sent."""
 
@@ -66,8 +72,17 @@ class KubernetesCluster:
         touched: set[JobRef] = set()
         for kind in _WATCHED:
             for namespace in self._namespaces:
-                touched |= await self._list(kind, namespace)
+                touched |= await self._listed(kind, namespace)
         return touched
+
+    async def _listed(self, kind: Kind, namespace: str) -> set[JobRef]:
+        """A list that is tried again: where there are many pages, one that fails should not cost all of them."""
+        for pause in _LIST_PAUSES:
+            try:
+                return await self._list(kind, namespace)
+            except errors.ClusterError as error:
+                await asyncio.sleep(max(pause, error.retry_after or 0.0))
+        return await self._list(kind, namespace)
 
     async def _list(self, kind: Kind, namespace: str, ref: JobRef | None = None) -> set[JobRef]:
         labels: dict[str, Any] | None = None
@@ -84,12 +99,13 @@ class KubernetesCluster:
                 owner = self._store.put(kind, item)
                 if owner is not None:
                     touched.add(owner)
-        except ApiError as error:
-            if kind == c.PYTORCHJOB_KIND and error.status.code == 404:
-                return touched
-            raise _translate(error, f"list {kind}") from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, f"list {kind}") from error
+            failure = _failure(error, f"list {kind}")
+            if kind == c.PYTORCHJOB_KIND and failure.status == 404:
+                self._unknown.add(kind)
+                return touched
+            raise failure from error
+        self._is_known(kind)
         version = str(listing.resourceVersion or "0")
         gone = self._store.forget_unlisted(kind, names, int(version) if version.isdigit() else 0, ref)
         return touched | set(gone)
@@ -101,15 +117,19 @@ class KubernetesCluster:
         self._count("create", kind)
         try:
             made = await self._client.create(_CREATED[kind].from_dict(manifest), namespace=meta["namespace"])
-        except ApiError as error:
-            if error.status.reason == "AlreadyExists":
-                found = await self._get(kind, meta["namespace"], meta["name"])
-                raise errors.AlreadyExists(f"{what}: it is there already", status=409, found=found) from error
-            raise _translate(error, what, creating=True) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, what) from error
+            failure = _failure(error, what, creating=True)
+            if isinstance(failure, errors.AlreadyExists):
+                failure.found = await self._get(kind, meta["namespace"], meta["name"])
+            raise failure from error
+        self._is_known(kind)
         if kind == c.PYTORCHJOB_KIND:
             self._store.put("PyTorchJob", made)
+
+    def _is_known(self, kind: str) -> None:
+        if kind in self._unknown:
+            self._unknown.discard(kind)
+            self.on_kind_known()
 
     async def _get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """A child as it is now; None when there is none of this name."""
@@ -117,12 +137,11 @@ class KubernetesCluster:
         what = f"get {kind} {namespace}/{name}"
         try:
             found: dict[str, Any] = await self._client.get(_CREATED[kind], name, namespace=namespace)
-        except ApiError as error:
-            if error.status.code == 404:
-                return None
-            raise _translate(error, what) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, what) from error
+            failure = _failure(error, what)
+            if failure.status == 404:
+                return None
+            raise failure from error
         if kind == c.PYTORCHJOB_KIND:
             self._store.put("PyTorchJob", found)
         return found
@@ -144,11 +163,10 @@ class KubernetesCluster:
         what = f"delete {target.kind} {target.namespace}/{target.name}"
         try:
             await self._delete(_CREATED[target.kind], target, uid)
-        except ApiError as error:
-            if error.status.code not in (404, 409):
-                raise _translate(error, what) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, what) from error
+            failure = _failure(error, what)
+            if failure.status not in (404, 409):
+                raise failure from error
 
     async def _delete(self, resource: Resource, target: ObjectRef, uid: str | None) -> None:
         """lightkube's own `delete` sends no body, and preconditions stand in the body."""
@@ -176,10 +194,8 @@ class KubernetesCluster:
                 patch_type=PatchType.MERGE,
                 field_manager=c.FIELD_MANAGER,
             )
-        except ApiError as error:
-            raise _translate(error, what) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, what) from error
+            raise _failure(error, what) from error
         self._store.put("FineTuneJob", changed)
 
     async def emit(self, ref: JobRef, uid: str, event: Event) -> None:
@@ -192,32 +208,33 @@ class KubernetesCluster:
         self._count("create", "Event")
         try:
             await self._client.create(Events.from_dict(manifest), namespace=meta["namespace"])
-        except ApiError as error:
-            if error.status.code != 409:
-                raise _translate(error, what) from error
         except httpx.HTTPError as error:
-            raise _unanswered(error, what) from error
+            failure = _failure(error, what)
+            if failure.status != 409:
+                raise failure from error
 
 
-def _translate(error: ApiError, what: str, *, creating: bool = False) -> errors.ClusterError:
-    """The API server's answer as one of our errors; the one place that maps them."""
-    status = error.status
-    code = status.code or 0
-    after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+def _failure(error: httpx.HTTPError, what: str, *, creating: bool = False) -> errors.ClusterError:
+    """What went wrong as one of our errors; the one place that maps them.
+
+    An answer that is no Status is the API server's too: so it says that it knows nothing of a group.
+    """
+    if not isinstance(error, httpx.HTTPStatusError):
+        return errors.ClusterError(f"{what}: the API server did not answer: {type(error).__name__} {error}".rstrip())
+    code, reason, message = error.response.status_code, "", error.response.text[:500].strip()
+    if isinstance(error, ApiError):
+        reason, message = error.status.reason or "", error.status.message or ""
+    after = error.response.headers.get("Retry-After", "")
     kinds: dict[int, type[errors.ClusterError]] = {
         403: errors.Forbidden,
         404: errors.KindUnknown if creating and not _names_namespace(error) else errors.NotFound,
-        409: errors.AlreadyExists if status.reason == "AlreadyExists" else errors.Conflict,
+        409: errors.AlreadyExists if reason == "AlreadyExists" else errors.Conflict,
     }
     kind = kinds.get(code, errors.ClusterError)
-    return kind(f"{what}: {status.message}", status=code, retry_after=float(after) if after.isdigit() else None)
+    return kind(f"{what}: {message}", status=code, retry_after=float(after) if after.isdigit() else None)
 
 
-def _names_namespace(error: ApiError) -> bool:
+def _names_namespace(error: httpx.HTTPStatusError) -> bool:
     """A create into a namespace that is gone is a 404 too, but its details name the namespace."""
-    details = error.status.details
+    details = error.status.details if isinstance(error, ApiError) else None
     return details is not None and details.kind == "namespaces"
-
-
-def _unanswered(error: BaseException, what: str) -> errors.ClusterError:
-    return errors.ClusterError(f"{what}: the API server did not answer: {type(error).__name__} {error}".rstrip())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.api.cases import Refused
+from tests.unit.api.manifests import Refused
 
 BROKEN_FIELDS = (
     Refused("no-model", {"model": ...}, "spec.model", "missing. The model to tune", "Required value"),

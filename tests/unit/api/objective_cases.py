@@ -1,4 +1,4 @@
-"""Broken rules about preference objectives and method head, and what is accepted of them; `cases` has them all."""
+"""Broken rules about preference objectives and method head, and what is accepted of them."""
 
 from __future__ import annotations
 

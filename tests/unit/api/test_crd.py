@@ -14,7 +14,7 @@ from finetune_operator.api import crd
 from finetune_operator.api.v1alpha1 import FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.v1alpha1.names import NAME_RULES
 from finetune_operator.api.v1alpha1.rules import IMMUTABLE, RULES
-from tests.unit.api.cases import MINIMAL
+from tests.unit.api.manifests import MINIMAL
 
 VERSION = crd.manifest()["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finetune_operator.api.parse import parse_manifest
-from tests.unit.api.cases import MINIMAL, merged
+from tests.unit.api.manifests import MINIMAL, merged
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -15,7 +15,7 @@ from finetune_operator.api.documents import MAX_BYTES, read_documents
 from finetune_operator.api.parse import load_manifests, parse_manifest
 from finetune_operator.api.problems import path_text, shown
 from finetune_operator.errors import FinetuneError, InvalidManifest
-from tests.unit.api.cases import MINIMAL, manifest, merged
+from tests.unit.api.manifests import MINIMAL, manifest, merged
 
 TEXT = """\
 apiVersion: finetune.dev/v1alpha1

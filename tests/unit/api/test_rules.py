@@ -12,19 +12,11 @@ from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.api.v1alpha1.names import NAME_RULES
 from finetune_operator.api.v1alpha1.rules import IMMUTABLE, RULES, refused_changes
 from finetune_operator.errors import InvalidManifest
-from tests.unit.api.cases import (
-    ACCEPTED,
-    ALLOWED_CHANGES,
-    BROKEN_RULES,
-    CHANGES,
-    IMMUTABLE_WORDS,
-    MINIMAL,
-    Accepted,
-    Refused,
-    manifest,
-    merged,
-)
+from tests.unit.api.accepted_cases import ACCEPTED
+from tests.unit.api.change_cases import ALLOWED_CHANGES, CHANGES, IMMUTABLE_WORDS
 from tests.unit.api.field_cases import BROKEN_FIELDS, UNKNOWN_FIELDS
+from tests.unit.api.manifests import MINIMAL, Accepted, Refused, manifest, merged
+from tests.unit.api.refused_cases import BROKEN_RULES
 
 
 def problems_of(data: dict[str, object]) -> list[str]:

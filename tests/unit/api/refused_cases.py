@@ -1,67 +1,9 @@
-"""What the API accepts and refuses, once: the unit tests run it against the types, tests/apiserver against the CRD."""
+"""Broken rules between fields, in the words of both sides."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
-from typing import Any
-
-from tests.unit.api.objective_cases import OBJECTIVE_CASES, OBJECTIVES_ACCEPTED
-
-MINIMAL: dict[str, Any] = {
-    "apiVersion": "finetune.dev/v1alpha1",
-    "kind": "FineTuneJob",
-    "metadata": {"name": "medical-qa", "namespace": "default"},
-    "spec": {
-        "model": {"uri": "hf://org/model"},
-        "dataset": {"uri": "s3://data/train.jsonl"},
-        "output": {"uri": "s3://models/medical-qa"},
-    },
-}
-
-IMMUTABLE_WORDS = "cannot change after creation (only runPolicy can); delete the job, or create one of another name"
-
-
-def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """A copy of base with change laid over it, map by map; `...` removes a field."""
-    result = copy.deepcopy(base)
-    for name, value in change.items():
-        if value is ...:
-            del result[name]
-        elif isinstance(value, dict) and isinstance(result.get(name), dict):
-            result[name] = merged(result[name], value)
-        else:
-            result[name] = copy.deepcopy(value)
-    return result
-
-
-def manifest(*, name: str = "medical-qa", **spec: Any) -> dict[str, Any]:
-    """The smallest valid manifest, with this laid over its spec."""
-    return merged(MINIMAL, {"metadata": {"name": name}, "spec": spec})
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A manifest that neither side takes."""
-
-    id: str
-    spec: dict[str, Any]
-    """Laid over the smallest valid spec."""
-    field: str
-    words: str
-    """What Python says of the field; the API server too, where it does not have words of its own."""
-    server: str = ""
-    """What the API server says instead: types and bounds are explained in its own words."""
-    name: str = "medical-qa"
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return manifest(name=self.name, **self.spec)
-
-    @property
-    def server_words(self) -> str:
-        return self.server or self.words
-
+from tests.unit.api.manifests import GATE, HELD_OUT, Refused
+from tests.unit.api.objective_cases import OBJECTIVE_CASES
 
 ONE_SELECTOR = "more than one selector; set exactly one of last, first, ids, ranges, every, all"
 NO_SELECTOR = "freeze has to know which blocks stay trainable; set one of last, first, ids, ranges, every, all"
@@ -78,8 +20,6 @@ UNFREEZE = (
     "their parameters at the start); remove unfreeze or change method {}, strategy {}"
 )
 LOFTQ = "loftq makes up for the rounding of a 4-bit base; use it with method qlora and quantization.type nf4 or fp4"
-GATE = {"metric": "perplexity", "max": 12}
-HELD_OUT = {"validation": {"fraction": 0.1}}
 
 BROKEN_RULES = (
     *(Refused(*case) for case in OBJECTIVE_CASES),
@@ -356,111 +296,3 @@ BROKEN_RULES = (
     Refused("name-with-digit-first", {}, "metadata.name", NAME_FORM, name="7b"),
 )
 """Rules between fields: both sides use the same words."""
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A manifest that both sides take."""
-
-    id: str
-    spec: dict[str, Any] = field(default_factory=dict)
-    name: str = "medical-qa"
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return manifest(name=self.name, **self.spec)
-
-
-ACCEPTED = (
-    Accepted("minimal"),
-    *(Accepted(name, spec) for name, spec in OBJECTIVES_ACCEPTED),
-    Accepted("longest-name", name="a" * 40),
-    Accepted("one-letter-name", name="a"),
-    Accepted("freeze-ids", {"method": "freeze", "layers": {"ids": [15, 1, 1]}}),
-    Accepted("freeze-ranges", {"method": "freeze", "layers": {"ranges": ["8-15"], "also": ["lm_head", "norm"]}}),
-    Accepted("unfreeze", {"method": "full", "layers": {"all": True, "unfreeze": {"every": 100}}}),
-    Accepted("qlora", {"method": "qlora", "quantization": {}, "lora": {"variant": "lora+"}}),
-    Accepted(
-        "adapters",
-        {
-            "adapters": [
-                {"name": "a"},
-                {"name": "b-2", "dataset": {"uri": "s3://b/x"}, "layers": {"last": 2}, "lora": {"rank": 4}},
-                {"name": "c", "training": {"learningRate": 1e-3, "scheduler": "linear", "maxSteps": 5}},
-            ]
-        },
-    ),
-    Accepted("loftq", {"method": "qlora", "lora": {"variant": "loftq"}, "output": {"merge": "dequantized"}}),
-    Accepted(
-        "patterns", {"lora": {"rankPattern": {"layers.8-15.mlp": 64, "[qv]_proj": 8}, "alphaPattern": {"mlp": 9}}}
-    ),
-    Accepted("prefix", {"method": "prefix", "prompt": {"virtualTokens": 4, "projection": True, "projectionSize": 9}}),
-    Accepted(
-        "scheduler-options",
-        {
-            "training": {
-                "scheduler": "warmup_stable_decay",
-                "schedulerOptions": {"decayRatio": 0.2, "decayType": "1-sqrt"},
-            }
-        },
-    ),
-    Accepted("merge-dequantized", {"method": "qlora", "output": {"merge": "dequantized"}}),
-    Accepted("cpu", {"resources": {"gpus": 0, "cpu": 2, "memory": "4Gi"}, "training": {"batchSize": 7}}),
-    Accepted("two-nodes", {"resources": {"gpus": 16}, "training": {"batchSize": 32, "microBatchSize": 2}}),
-    Accepted("odd-nodes", {"resources": {"gpus": 12, "gpusPerNode": 6}, "training": {"batchSize": 24}}),
-    Accepted(
-        "offload",
-        {
-            "parallelism": {
-                "strategy": "deepspeed",
-                "zeroStage": 3,
-                "offload": {"optimizer": "cpu", "parameters": "cpu"},
-                "deepspeed": {"zero_optimization": {"stage3_max_live_parameters": 1e9}},
-            }
-        },
-    ),
-    Accepted("gates", {"evaluation": {"gates": [GATE, {"metric": "accuracy", "min": 0.1}]}, "dataset": HELD_OUT}),
-    Accepted("validation-count", {"dataset": {"validation": {"count": 5}}}),
-    Accepted("mask-history", {"dataset": {"maskHistory": True}}),
-    Accepted("template-by-name", {"dataset": {"template": "chatml"}}),
-    Accepted("template-as-text", {"dataset": {"template": "{%- for m in messages -%}\n{{ m.content }}{% endfor %}"}}),
-    Accepted("columns-and-tags", {"dataset": {"columns": {"prompt": "ask"}, "tags": {"roleTag": "role"}}}),
-    Accepted("sources", {"dataset": {"uri": ..., "sources": [{"uri": "hf://datasets/o/n"}, {"uri": "file:x.jsonl"}]}}),
-    Accepted("nulls", {"training": {"maxSteps": None, "seed": None}, "layers": None, "resources": {"gpus": None}}),
-    Accepted(
-        "pods",
-        {
-            "trainer": {"podTemplate": {"spec": {"hostNetwork": None, "volumes": [{"name": "x", "emptyDir": {}}]}}},
-            "scheduling": {"nodeSelector": {"a.b/c": "d"}, "tolerations": [{"operator": "Exists"}]},
-        },
-    ),
-)
-
-CHANGES: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("model", {"model": {"uri": "hf://org/other"}}, "spec.model"),
-    ("dataset", {"dataset": {"maxLength": 1024}}, "spec.dataset"),
-    ("method", {"method": "full"}, "spec.method"),
-    ("layers-come", {"layers": {"last": 2}}, "spec.layers"),
-    ("lora-comes", {"lora": {"rank": 8}}, "spec.lora"),
-    ("adapters-come", {"adapters": [{"name": "a"}]}, "spec.adapters"),
-    ("prompt-comes", {"method": "prompt", "prompt": {"virtualTokens": 4}}, "spec.prompt"),
-    ("head-comes", {"method": "head", "head": {}, "dataset": {"packing": False}}, "spec.head"),
-    ("quantization-comes", {"method": "qlora", "quantization": {}}, "spec.quantization"),
-    ("training", {"training": {"seed": 1}}, "spec.training"),
-    ("parallelism", {"parallelism": {"strategy": "ddp"}}, "spec.parallelism"),
-    ("resources", {"resources": {"gpus": 2}}, "spec.resources"),
-    ("tolerations", {"scheduling": {"tolerations": [{"operator": "Exists"}]}}, "spec.scheduling"),
-    ("output", {"output": {"merge": "base16"}}, "spec.output"),
-    ("evaluation", {"evaluation": {"generations": 0}}, "spec.evaluation"),
-    ("checkpoints", {"checkpoints": {"keep": 3}}, "spec.checkpoints"),
-    ("pod-template", {"trainer": {"podTemplate": {"metadata": {"labels": {"a": "b"}}}}}, "spec.trainer"),
-)
-"""Changes of the smallest job that are refused: id, change, field."""
-
-ALLOWED_CHANGES: tuple[dict[str, Any], ...] = (
-    {"runPolicy": {"suspend": True}},
-    {"runPolicy": {"retries": 5, "ttlSecondsAfterFinished": 60}},
-    {"runPolicy": {"activeDeadlineSeconds": 3600, "stallSeconds": 600}},
-    {"training": {"seed": 42}},
-)
-"""Changes of the smallest job that are accepted: all of runPolicy, and what is no change."""

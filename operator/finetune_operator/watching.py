@@ -1,0 +1,124 @@
+"""kopf's watches, kept going: what ends one of them must not end the operator, whose resync bridges the gap.
+
+kopf has a thread and an event loop of its own. When it ends, it cancels every task of its loop that it finds, and
+takes the signals of the process: neither is meant for the rest of the operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import kopf
+
+# kopf raises these out of its operator and has no public names for them.
+from kopf._cogs.clients.errors import APIError
+from kopf._cogs.clients.watching import WatchingError
+
+from finetune_operator import handlers
+from finetune_operator.kubernetes.store import Kind
+from finetune_operator.tasks import first_to_end
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (APIError, WatchingError, kopf.LoginError, aiohttp.ClientError, OSError)
+PAUSE_SECONDS = 2.0
+_PAUSE_LIMIT_SECONDS = 15.0
+_CALM_SECONDS = 60.0
+"""A watch that lasted so long failed for a reason of its own, not for that of the failure before."""
+_END_SECONDS = 5.0
+
+
+class Watching:
+    """Feeds a sink, in the loop that runs this, with what happens to jobs and their children."""
+
+    def __init__(self, sink: handlers.Sink, namespaces: Sequence[str]) -> None:
+        """
+        Args:
+            namespaces: to watch; empty means all.
+        """
+        self._sink = sink
+        self._namespaces = namespaces
+        self._anew = asyncio.Event()
+
+    def start_anew(self) -> None:
+        """Watch everything anew: there is a kind that was not there when the watches began."""
+        self._anew.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        pause = PAUSE_SECONDS
+        while True:
+            began = asyncio.get_running_loop().time()
+            self._anew.clear()
+            try:
+                await first_to_end(self._watch(), self._anew.wait())
+                if self._anew.is_set():
+                    continue
+                cause = "kopf ended by itself"
+            except _FAILURES as error:
+                cause = repr(error)[:500]
+            if asyncio.get_running_loop().time() - began > _CALM_SECONDS:
+                pause = PAUSE_SECONDS
+            log.warning("the watches ended; again in %.0f s", pause, extra={"cause": cause})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_LIMIT_SECONDS)
+
+    async def _watch(self) -> None:
+        """Until kopf ends. Raises what it ended with."""
+        thread = _Thread(self._sink, self._namespaces)
+        thread.start()
+        try:
+            await asyncio.wrap_future(thread.ended)
+        finally:
+            thread.stop()
+            await asyncio.to_thread(thread.join, _END_SECONDS)
+
+
+class _Thread(threading.Thread):
+    """kopf and its loop."""
+
+    def __init__(self, sink: handlers.Sink, namespaces: Sequence[str]) -> None:
+        super().__init__(name="kopf", daemon=True)
+        self._sink, self._namespaces = sink, namespaces
+        self._receiver = asyncio.get_running_loop()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done when kopf has ended, with the error if there was one."""
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            task = self._loop.create_task(self._operator())
+            task.add_done_callback(self._tell)
+            runner.run(asyncio.wait([task]))
+
+    def _tell(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+
+    def stop(self) -> None:
+        """Ask kopf to end, where it has not."""
+        if not self.ended.done():
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _operator(self) -> None:
+        await kopf.operator(
+            registry=handlers.registry(self._pass_on),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=self._stop,
+        )
+
+    def _pass_on(self, kind: Kind, type: str | None, manifest: dict[str, Any]) -> None:
+        self._receiver.call_soon_threadsafe(self._sink, kind, type, manifest)

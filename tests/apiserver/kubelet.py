@@ -1,0 +1,117 @@
+"""A node whose pods run nothing: they go through their phases as a script says."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from controlplane import ApiError
+from controlplane.api import Client
+from finetune_operator import constants as c
+from finetune_operator.times import rfc3339
+from finetune_trainer.contract import ExitCode, RunResult, TerminationMessage
+
+MERGE_PATCH = "application/merge-patch+json"
+_CONTAINER = {"name": c.CONTAINER, "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the pods of an attempt go."""
+
+    code: int | None = 0
+    """Exit code of the master; None runs until it is deleted."""
+    seconds: float = 0.3
+    """How long it runs."""
+    reason: str = "Scripted"
+    condition: Mapping[str, str] = field(default_factory=dict)
+    """Of the pod when it ends, such as a DisruptionTarget."""
+
+
+SUCCESS = Outcome()
+NEVER_ENDS = Outcome(None)
+PREEMPTED = Outcome(ExitCode.PREEMPTED)
+Script = Callable[[str, int], Outcome]
+"""Name of a job and number of an attempt to what becomes of it."""
+
+
+class Kubelet:
+    """Polls for pods and tells about them, in a thread of its own."""
+
+    def __init__(self, api: Client, script: Script, namespaces: tuple[str, ...] = ("default",)) -> None:
+        self._api = api
+        self._script = script
+        self._namespaces = namespaces
+        self._since: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kubelet", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            for namespace in self._namespaces:
+                path = f"/api/v1/namespaces/{namespace}/pods"
+                # An API server that is being restarted is there again in a moment.
+                with contextlib.suppress(ApiError):
+                    for pod in self._api.request("GET", path)["items"]:
+                        self._step(path, pod)
+
+    def _step(self, path: str, pod: dict[str, Any]) -> None:
+        meta, phase = pod["metadata"], pod["status"].get("phase", "Pending")
+        labels = meta.get("labels") or {}
+        if c.LABEL_JOB not in labels or phase in ("Succeeded", "Failed") or "deletionTimestamp" in meta:
+            return
+        outcome = self._script(labels[c.LABEL_JOB], int(labels[c.LABEL_ATTEMPT]))
+        if phase == "Pending":
+            self._since[meta["uid"]] = time.monotonic()
+            self._write(path, pod, "Running", {"running": {"startedAt": rfc3339(time.time())}})
+        elif outcome.code is not None and time.monotonic() - self._since[meta["uid"]] >= outcome.seconds:
+            ended = "Succeeded" if outcome.code == 0 else "Failed"
+            self._write(path, pod, ended, {"terminated": _terminated(labels, outcome)}, outcome.condition)
+
+    def _write(
+        self,
+        path: str,
+        pod: dict[str, Any],
+        phase: str,
+        state: dict[str, Any],
+        condition: Mapping[str, str] | None = None,
+    ) -> None:
+        status: dict[str, Any] = {"phase": phase, "containerStatuses": [{**_CONTAINER, "state": state}]}
+        if condition:
+            status["conditions"] = [{"status": "True", **condition}]
+        with contextlib.suppress(ApiError):
+            self._api.request("PATCH", f"{path}/{pod['metadata']['name']}/status", _json(status), MERGE_PATCH)
+
+
+def _json(status: dict[str, Any]) -> dict[str, Any]:
+    return {"status": status}
+
+
+def _terminated(labels: Mapping[str, str], outcome: Outcome) -> dict[str, Any]:
+    code = outcome.code or 0
+    result = None
+    if code == 0:
+        uri = f"s3://models/{labels[c.LABEL_JOB]}/runs/{labels[c.LABEL_JOB_UID]}"
+        result = RunResult(
+            uri=uri, manifest_sha256="0" * 64, size_bytes=5, trainable_parameters=3, total_parameters=9, evaluation=None
+        )
+    said = TerminationMessage(
+        exit_code=code, reason=outcome.reason, message=f"exit {code} as scripted", step=3, result=result
+    )
+    now = rfc3339(time.time())
+    return {"exitCode": code, "message": said.encode(), "startedAt": now, "finishedAt": now}
