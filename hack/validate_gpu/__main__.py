@@ -1,4 +1,7 @@
-"""`python -m validate_gpu`: every strategy on two GPUs against one. Exits with 1 when a check fails."""
+"""`python -m validate_gpu`: every strategy on two GPUs against one, fast paths against slow ones, and other tasks.
+
+Exits with 1 when a check fails.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import torch
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.storage import ObjectStore, S3Uri
 from validate_gpu.findings import Finding, examine
-from validate_gpu.jobs import RUNS, job, processes_of, write_inputs
+from validate_gpu.jobs import RUNS, job, processes_of, twin_of, write_inputs
 from validate_gpu.launch import launch
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "safetensors", "numpy")
@@ -36,8 +39,11 @@ def main() -> int:
     if out.exists():
         parser.error(f"--out {out}: it is there already; name a new folder")
     out.mkdir(parents=True)
-    singles = {f"{run.split('/')[0]}/single" for run in options.only}
-    runs = [run for run in RUNS if run in options.only or run in singles]
+    twins = {twin_of(run) for run in options.only}
+    # What others are held against comes first.
+    runs = sorted(
+        (run for run in RUNS if run in options.only or run in twins), key=lambda run: twin_of(run) is not None
+    )
     write_inputs(out, cpu=options.cpu)
     findings: dict[str, Finding] = {}
     with _S3Server() as endpoint:
@@ -45,8 +51,8 @@ def main() -> int:
         for run in runs:
             config = job(run, out, endpoint, cpu=options.cpu)
             ended = launch(config, processes_of(run), out / run, cpu=options.cpu)
-            single = findings.get(f"{run.split('/')[0]}/single")
-            finding = examine(run, ended, S3Uri.parse(config.run_uri), store, out, single, cpu=options.cpu)
+            twin = findings.get(twin_of(run) or "")
+            finding = examine(run, ended, S3Uri.parse(config.run_uri), store, out, twin, cpu=options.cpu)
             findings[run] = finding
             sys.stdout.write(finding.row())
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a run showed, held against the run on one GPU."""
+"""What a run showed, held against its twin: the run on one GPU, or the one without fast paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from finetune_trainer.contract import ResultManifest
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.storage import ObjectStore, S3Uri
-from validate_gpu.jobs import STEPS
+from validate_gpu.jobs import STEPS, twin_of
 from validate_gpu.launch import Ended
 
 COMPARED = 10
@@ -32,7 +32,7 @@ class Finding:
     seconds: float
     losses: list[float] = field(default_factory=list)
     difference: float | None = None
-    """Largest difference of a loss to the run on one GPU."""
+    """Largest difference of a loss to that of the twin."""
     tensors: int = 0
     peak_mib: int = 0
     tokens_per_second: float = 0.0
@@ -50,7 +50,7 @@ class Finding:
 
 
 def examine(
-    run: str, ended: Ended, uri: S3Uri, store: ObjectStore, out: Path, single: Finding | None, *, cpu: bool
+    run: str, ended: Ended, uri: S3Uri, store: ObjectStore, out: Path, twin: Finding | None, *, cpu: bool
 ) -> Finding:
     """What the run left behind: its losses, its artefact, and what is wrong with them."""
     finding = Finding(run, ended.code, round(ended.seconds, 1), peak_mib=ended.peak_mib)
@@ -62,13 +62,15 @@ def examine(
     steps = [entry for entry in state["log_history"] if "loss" in entry]
     finding.losses = [entry["loss"] for entry in steps]
     finding.tokens_per_second = round(statistics.median(entry["tokens_per_second"] for entry in steps[2:]), 1)
-    if single is not None and single.losses:
-        pairs = zip(finding.losses[:COMPARED], single.losses[:COMPARED], strict=True)
+    if not statistics.fmean(finding.losses[-3:]) < finding.losses[0]:
+        finding.problems.append(f"nothing was learnt: the loss went from {finding.losses[0]} to {finding.losses[-1]}")
+    if twin is not None and twin.losses:
+        pairs = zip(finding.losses[:COMPARED], twin.losses[:COMPARED], strict=True)
         finding.difference = max(abs(one - other) for one, other in pairs)
         if not finding.difference <= TOLERANCE["cpu" if cpu else "cuda"]:
-            finding.problems.append(f"a loss differs by {finding.difference:.4f} from that of one GPU")
-    elif not run.endswith("/single"):
-        finding.problems.append("there is no run on one GPU to compare with")
+            finding.problems.append(f"a loss differs by {finding.difference:.4f} from that of {twin.run}")
+    elif twin_of(run) is not None:
+        finding.problems.append(f"there is no {twin_of(run)} to compare with")
     manifest = ResultManifest.model_validate_json(store.get_bytes(uri.child("manifest.json")))
     store.get_tree(uri, manifest.files, out / run / "result")
     _examine_artefact(finding, manifest, out)

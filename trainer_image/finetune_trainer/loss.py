@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from finetune_trainer.distributed.sharded_model import ShardedModel
 from finetune_trainer.errors import InternalError
+from finetune_trainer.fast.cross_entropy import chunked, loss_and_gradient, plain_head
 
 IGNORED = -100
 """Label of a token that the loss is not taken over."""
@@ -58,7 +60,8 @@ class Targets:
 class NextTokenLoss:
     """The loss of a causal language model, whatever adapters or wrappers are around it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
+        """compiled: take the loss in training by a compiled kernel, where the head is a plain one (`fast`)."""
         tuned = model.model if isinstance(model, ShardedModel) else model
         causal: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
         if not isinstance(causal, PreTrainedModel):
@@ -69,6 +72,8 @@ class NextTokenLoss:
         # The model computes logits on its own: of one position instead of all.
         keeps = "logits_to_keep" in inspect.signature(type(causal).forward).parameters
         self._options: dict[str, Any] = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}
+        self._plain = plain_head(causal, partial(_logits, self._head)) if compiled else None
+        self._take = torch.compile(loss_and_gradient) if self._plain is not None else loss_and_gradient
 
     def __call__(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
         """The sum of the loss over the targets, a scalar in fp32. `model` may be a wrapper such as DDP, whose own
@@ -81,6 +86,10 @@ class NextTokenLoss:
             return self.score(hidden, targets.tokens)[0]
         if any(hasattr(parameter, "ds_id") for parameter in parameters):
             return self._recomputed(hidden, targets.tokens)
+        if self._plain is not None:
+            fused = _FusedCrossEntropy.apply(hidden, targets.tokens, self._plain, self._take)  # type: ignore[no-untyped-call]
+            assert isinstance(fused, torch.Tensor)
+            return fused
         loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, targets.tokens, self._head, self._rows, *parameters
         )
@@ -220,3 +229,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scaled = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
         hidden = scaled.pop(0) if ctx.has_hidden else None
         return (hidden, None, None, None, *scaled)
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """The same behind a plain, frozen head (`fast.cross_entropy`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, tokens: torch.Tensor, head: nn.Linear, take: Callable[..., Any]
+    ) -> torch.Tensor:
+        total, gradient = chunked(hidden, tokens, head, take)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None, None, None

@@ -8,6 +8,7 @@ from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import NotSupported
 from finetune_trainer.contract.strategies import StrategyUse, strategy_problems
 from finetune_trainer.contract.vocabulary import (
+    FlashAttn,
     LoraVariant,
     Method,
     Objective,
@@ -15,6 +16,7 @@ from finetune_trainer.contract.vocabulary import (
     Precision,
     QuantizationType,
     Strategy,
+    Switch,
 )
 
 STRATEGIES = frozenset({Strategy.SINGLE, Strategy.DDP, Strategy.DEEPSPEED, Strategy.FSDP})
@@ -37,9 +39,20 @@ def strategies_of(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> fro
 
 def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STRATEGIES) -> None:
     """Raises NotSupported that names every field which this version cannot carry out, and what to use instead."""
-    problems = [*_method(spec), *_parallelism(spec, strategies), *_without_gpu(spec)]
+    problems = [*_method(spec), *_fast_paths(spec), *_parallelism(spec, strategies), *_without_gpu(spec)]
     if problems:
         raise NotSupported("\n".join(problems))
+
+
+def _fast_paths(spec: FineTuneJobSpec) -> Iterator[str]:
+    """What was asked for by name has to happen; `auto` takes what there is."""
+    if spec.training.objective is Objective.SFT and spec.method is not Method.HEAD:
+        return
+    what = "method head" if spec.method is Method.HEAD else f"objective {spec.training.objective}"
+    if spec.training.torch_compile is Switch.ALWAYS:
+        yield f"spec.training.torchCompile: {what} is not compiled; use auto or never"
+    if spec.training.flash_attn is FlashAttn.VARLEN:
+        yield f"spec.training.flashAttn: {what} does not train on packed samples; use auto or sdpa"
 
 
 def _method(spec: FineTuneJobSpec) -> Iterator[str]:

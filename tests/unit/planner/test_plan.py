@@ -260,6 +260,11 @@ def test_a_selection_and_its_notes_come_along() -> None:
         ({"method": "ia3", "layers": {"also": ["norm"]}}, "spec.layers.also: method ia3"),
         ({"method": "adapter", "layers": {"first": 2}}, "spec.layers.first: method adapter"),
         ({"method": "qlora", "lora": {"variant": "pissa"}}, "spec.lora.variant: pissa"),
+        (
+            {"training": {"objective": "dpo", "torchCompile": "always"}},
+            "spec.training.torchCompile: objective dpo is not compiled",
+        ),
+        ({"method": "head", "training": {"flashAttn": "varlen"}}, "spec.training.flashAttn: method head"),
         ({"resources": {"gpus": 0}, "training": {"precision": "fp16"}}, "spec.training.precision: fp16"),
         ({"resources": {"gpus": 0}, "training": {"optimizer": "paged_adamw"}}, "spec.training.optimizer: paged_adamw"),
     ],

@@ -189,4 +189,3 @@ class CheckpointManifest(ContractModel):
     """SHA-256 of those parts of the configuration that must not change between attempts."""
     created_at: str
     files: tuple[FileEntry, ...]
-    extra: dict[str, Any] = Field(default_factory=dict)

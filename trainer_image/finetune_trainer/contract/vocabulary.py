@@ -206,6 +206,22 @@ class OffloadTarget(StrEnum):
     CPU = "cpu"
 
 
+class FlashAttn(StrEnum):
+    """How attention over the samples of a row is computed (LLaMA-Factory's name of the choice)."""
+
+    AUTO = "auto"
+    VARLEN = "varlen"
+    SDPA = "sdpa"
+
+
+class Switch(StrEnum):
+    """Whether something is done that pays in some cases."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Merge(StrEnum):
     """Which stand-alone model is made beside the adapter."""
 

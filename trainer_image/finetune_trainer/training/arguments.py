@@ -69,6 +69,8 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
+        # A batch goes to the GPU while that is still busy with the one before.
+        accelerator_config={"non_blocking": device.type == "cuda"},
         use_cpu=device.type == "cpu",
         log_level="warning",
         **distributed,

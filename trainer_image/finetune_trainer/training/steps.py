@@ -23,6 +23,7 @@ from finetune_trainer.methods import TunedModel
 from finetune_trainer.sanity import GradientCheck, parameter_groups, require_finite
 from finetune_trainer.training.arguments import scheduler_options
 from finetune_trainer.training.checkpoints import TrainedCheckpoints
+from finetune_trainer.training.late_logs import LateLogs, norms_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class TrainerParts:
     stop_requested: Callable[[], bool]
 
 
-class TrainingSteps(TrainedCheckpoints, Trainer):
+class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
     """Trains what requires gradients in a tuned model. A task adds how a batch is counted and what its loss is."""
 
     # compute_loss divides by what count_batch counts in the whole accumulated batch.
     loss_is_scaled_for_ga = True
+    # A task whose log has figures of its own waits for them.
+    logs_late = False
 
     def __init__(self, parts: TrainerParts, *, rows: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         # transformers' constructor already makes use of some of this.
@@ -51,6 +54,8 @@ class TrainingSteps(TrainedCheckpoints, Trainer):
         self._stop_requested = parts.stop_requested
         self._check = GradientCheck()
         self._norms: dict[str, float] = {}
+        self._late_norms = None
+        self._waiting = None
         self._groups = parameter_groups(parts.tuned.model, parts.layout)
         self._tokens = 0
         self._tokens_since = time.monotonic()
@@ -140,7 +145,9 @@ class TrainingSteps(TrainedCheckpoints, Trainer):
         checking = self._check.pending(self._groups)
         step = self.state.global_step + 1
         logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
-        if checking or logged:
+        if self.logs_late and logged and not checking:
+            self._late_norms = norms_of(self._groups)
+        elif checking or logged:
             self._norms = self._sharding.gradient_norms(self._groups, self._loss_scale())
             if checking:
                 self._check.observe(self._norms, step)

@@ -206,8 +206,8 @@ class Training(ApiModel):
     """How attention over the samples of a row is computed: `varlen` (a kernel for samples of any length, without a
     mask), `sdpa` (with a mask), or `auto`: the first where GPU and model allow it. Both give the same result."""
     torch_compile: v.Switch = v.Switch.AUTO
-    """Compile decoder blocks and loss: `always`, `never`, or `auto`: on a GPU, where the run is long enough to make up
-    for the minute that it takes."""
+    """Compile decoder blocks and loss, which takes up to a minute at the start: `always`, or `never`. `auto` is `never`
+    for now."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1_000_000)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     neftune_alpha: float | None = Field(default=None, gt=0, le=1000)

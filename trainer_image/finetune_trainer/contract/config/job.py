@@ -100,9 +100,17 @@ class TrainerConfig(ContractModel):
         return _sha256(self._without_attempt())
 
     def resume_digest(self) -> str:
-        """SHA-256 of what a checkpoint depends on. Batch splitting may change between attempts; the rest may not."""
+        """SHA-256 of what a checkpoint depends on. Batch splitting, and how the same is computed, may change between
+        attempts; the rest may not."""
         data = self._without_attempt()
-        for name in ("microBatchSize", "gradientAccumulation", "gradientCheckpointing", "loggingSteps"):
+        for name in (
+            "microBatchSize",
+            "gradientAccumulation",
+            "gradientCheckpointing",
+            "flashAttn",
+            "torchCompile",
+            "loggingSteps",
+        ):
             data["training"].pop(name, None)
         for name in ("evaluation", "checkpoints", "s3", "parallelism"):
             data.pop(name, None)

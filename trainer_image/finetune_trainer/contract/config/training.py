@@ -73,6 +73,10 @@ class TrainingConfig(ContractModel):
     optimizer: v.Optimizer
     precision: v.Precision
     gradient_checkpointing: bool
+    flash_attn: v.FlashAttn = v.FlashAttn.AUTO
+    """How attention is computed; what `auto` becomes is up to the GPU [flash_attn]."""
+    torch_compile: v.Switch = v.Switch.AUTO
+    """Whether decoder blocks and loss are compiled [torch_compile]."""
     max_grad_norm: float
     neftune_alpha: float | None = None
     logging_steps: int

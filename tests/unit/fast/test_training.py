@@ -1,0 +1,199 @@
+"""Whole trainings along the fast paths, against those along the slow ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from finetune_trainer.errors import UsageError
+from finetune_trainer.fast import attention, choice, compilation
+from finetune_trainer.training import FinetuneTrainer
+from tests.tiny_models import VOCABULARY
+from tests.trainer_jobs import Fitted, fit, trainer_config
+from tests.unit.trainer_core.conftest import ModelFolder
+
+# torch 2.13 says so of itself, once it imports its compiler.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    # It looks for gradients of what a block is given.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+
+def packed_rows(count: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Rows of three samples each, of which the second half is trained."""
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for number in range(count):
+        parts = [4 + number % 3, 9, 5]
+        ids = torch.randint(3, VOCABULARY, (sum(parts),), generator=generator)
+        labels = ids.clone()
+        labels[::2] = -100
+        positions = torch.cat([torch.arange(length) for length in parts])
+        rows.append({"input_ids": ids, "labels": labels, "position_ids": positions})
+    return rows
+
+
+def trained(folder: Path, output: Path, *, packing: bool = True, **changes: Any) -> Fitted:
+    """After four steps of two micro-batches."""
+    training = {"flash_attn": "sdpa", "torch_compile": "never"} | changes.pop("training", {})
+    config = trainer_config(
+        folder, folder, dataset={"packing": packing, "max_length": 24}, training=training, **changes
+    )
+    return fit(folder, config, output, rows=packed_rows() if packing else None)
+
+
+def assert_same(found: Fitted, expected: Fitted) -> None:
+    """Losses and weights, up to the rounding of fp32."""
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert found.changed() == expected.changed()
+    pairs = zip(found.tuned.model.named_parameters(), expected.tuned.model.named_parameters(), strict=True)
+    for (name, one), (_, other) in pairs:
+        # Adam's first steps are as long as the learning rate, whatever the gradient's size.
+        assert (one - other).abs().max() < 2e-4, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_samples_one_after_the_other_train_the_same(
+    model_folder: ModelFolder, tmp_path: Path, method: str, packing: bool, checkpointing: bool
+) -> None:
+    changes: dict[str, Any] = {"method": method, "packing": packing}
+    if method == "freeze":
+        changes["layers"] = {"last": 2}
+    slow = trained(model_folder(), tmp_path / "slow", **changes)
+    training = {"flash_attn": "varlen", "gradient_checkpointing": checkpointing}
+    fast = trained(model_folder(), tmp_path / "fast", training=training, **changes)
+    assert_same(fast, slow)
+    assert fast.tuned.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_train_the_same(
+    model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, with a backend that captures graphs as ever and then runs them as they are: code for tiny CPU models is
+    not worth the minute that it takes to make."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
+    )
+    torch._dynamo.reset()
+    slow = trained(model_folder(), tmp_path / "slow")
+    torch._dynamo.utils.counters.clear()
+    training = {"torch_compile": "always", "gradient_checkpointing": checkpointing}
+    fast = trained(model_folder(), tmp_path / "fast", training=training)
+    assert_same(fast, slow)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] <= 8
+    assert not counters["unimplemented"]
+    for block in fast.tuned.model.get_base_model().model.layers:
+        assert "forward" not in block.__dict__
+
+
+def test_16_bit_adapters_inputs_are_not_widened(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """The losses of a bf16 run are the same, bit for bit, as with PEFT's own copies."""
+    changes: dict[str, Any] = {"training": {"precision": "bf16"}}
+    narrow = trained(model_folder(), tmp_path / "narrow", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice.adapters, "without_wide_inputs", lambda model: pytest.MonkeyPatch.context())
+        wide = trained(model_folder(), tmp_path / "wide", **changes)
+    assert narrow.losses == wide.losses
+
+
+def test_late_logs_are_those_of_logs_in_time(
+    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps, losses, norms and rates; the last ones too, and before a checkpoint."""
+    in_time = trained(model_folder(), tmp_path / "time", checkpoints={"every": 3})
+    init = FinetuneTrainer.__init__
+
+    def late(self: FinetuneTrainer, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.logs_late = True
+
+    monkeypatch.setattr(FinetuneTrainer, "__init__", late)
+    logged: list[tuple[int, float]] = []
+
+    class Listener(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                logged.append((state.global_step, logs["loss"]))
+
+    config = trainer_config(
+        model_folder(),
+        model_folder(),
+        dataset={"packing": True, "max_length": 24},
+        training={"flash_attn": "sdpa", "torch_compile": "never"},
+        checkpoints={"every": 3},
+    )
+    late_run = fit(model_folder(), config, tmp_path / "late", rows=packed_rows(), callbacks=[Listener()])
+    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+
+    def told(fitted: Fitted) -> list[dict[str, float]]:
+        kept = [entry for entry in fitted.trainer.state.log_history if "loss" in entry]
+        return [{name: value for name, value in entry.items() if name != "tokens_per_second"} for entry in kept]
+
+    for one, other in zip(told(late_run), told(in_time), strict=True):
+        assert one.keys() == other.keys() >= set(names)
+        assert one == pytest.approx(other, rel=1e-6)
+    assert [step for step, _ in logged] == [1, 2, 3, 4]
+    assert all(entry["tokens_per_second"] > 0 for entry in late_run.trainer.state.log_history if "loss" in entry)
+    saved = json.loads((tmp_path / "late" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in saved["log_history"] if "loss" in entry] == [1, 2, 3]
+    assert late_run.trainer.state.global_step == 4
+
+
+CANNOT: dict[str, tuple[dict[str, Any], str]] = {
+    "prompts": ({"method": "prompt"}, "flashAttn: varlen .* method prompt"),
+    "noise": ({"training": {"neftune_alpha": 5.0}}, "flashAttn: varlen .* NEFTune"),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_what_cannot_be_kept_is_refused(model_folder: ModelFolder, tmp_path: Path, case: str) -> None:
+    changes, message = CANNOT[case]
+    training = {"flash_attn": "varlen", **changes.get("training", {})}
+    with pytest.raises(UsageError, match=message):
+        trained(model_folder(), tmp_path, packing=False, **{**changes, "training": training})
+
+
+def test_a_model_that_goes_its_own_way_is_found_out(
+    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here: one that does not tell its samples apart."""
+    one_by_one = attention.one_by_one
+
+    def all_at_once(q: Any, k: Any, v: Any, bounds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return one_by_one(q, k, v, torch.stack([bounds[0], bounds[-1]]), *rest)
+
+    monkeypatch.setattr(attention, "one_by_one", all_at_once)
+    with pytest.raises(UsageError, match=r"differs by .* from what a mask gives"):
+        trained(model_folder(), tmp_path, training={"flash_attn": "varlen"})
+
+
+def test_auto_on_a_cpu_is_what_it_always_was(
+    model_folder: ModelFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        auto = trained(model_folder(), tmp_path / "auto", training={"flash_attn": "auto", "torch_compile": "auto"})
+    slow = trained(model_folder(), tmp_path / "slow")
+    assert auto.losses == slow.losses
+    said = " ".join(caplog.messages)
+    assert "attention: SDPA; CPUs have no kernel" in said
+    assert "torch.compile: not used: a run has to ask for it" in said
+
+
+def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert compilation.why_not(torch.device("cpu")) == "torch.compile fails here: RuntimeError: no compiler here"

@@ -1,0 +1,168 @@
+"""Which fast paths a job takes, by what it asks for and what the machine has. Every choice is logged with a reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
+from finetune_trainer.errors import UsageError
+from finetune_trainer.fast import adapters, attention, compilation
+from finetune_trainer.fast.rows import bounds
+from finetune_trainer.layers import decoder_blocks
+from finetune_trainer.model import DTYPES, autocast
+
+PLAIN_STRATEGIES = frozenset({Strategy.AUTO, Strategy.SINGLE, Strategy.DDP})
+"""Strategies that leave the model as it is. The others replace its forward pass, or gather weights around it."""
+OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
+"""Methods for which PEFT puts positions of its own into rows or attention."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FastPaths:
+    """What was chosen for one training."""
+
+    samples: bool
+    """Attention over samples one after the other, in batches that `rows.flatten` lays out."""
+    compiled: bool
+    """Compiled decoder blocks and loss."""
+    late_logs: bool
+    """No step waits for the figures of the one before (`training.late_logs`)."""
+
+    @contextmanager
+    def installed(self, model: nn.Module, layout: ModelLayout, config: TrainerConfig) -> Iterator[None]:
+        """Have a tuned model take these paths while it trains; before and after, it is transformers' and PEFT's own."""
+        with ExitStack() as stack:
+            if self.samples:
+                stack.enter_context(attention.installed(_causal(model)))
+            if config.training.precision is not Precision.FP32 and config.method.uses_lora:
+                stack.enter_context(adapters.without_wide_inputs(model))
+            if self.compiled:
+                blocks = list(decoder_blocks(model, layout))
+                stack.enter_context(compilation.compiled(blocks))
+            yield
+
+
+def choose(config: TrainerConfig, model: nn.Module, device: torch.device) -> FastPaths:
+    """The paths for a job's supervised training.
+
+    Raises UsageError where the job insists on a path that it cannot take.
+    """
+    samples = _samples(config, model, device)
+    compiled = _compiled(config, device)
+    # The scale of gradients in fp16 is decided on the host, at every step.
+    late = device.type == "cuda" and _unsharded(config) and config.training.precision is not Precision.FP16
+    return FastPaths(samples, compiled, late)
+
+
+def _samples(config: TrainerConfig, model: nn.Module, device: torch.device) -> bool:
+    wanted = config.training.flash_attn
+    if wanted is FlashAttn.SDPA:
+        logger.info("attention: SDPA, as spec.training.flashAttn says")
+        return False
+    if wanted is FlashAttn.AUTO and device.type == "cpu":
+        logger.info("attention: SDPA; CPUs have no kernel for samples of any length")
+        return False
+    reason = _unfit(config) or attention.why_not(_causal(model), device, DTYPES[config.training.precision])
+    if reason is None and config.training.neftune_alpha is not None:
+        reason = "NEFTune's noise depends on the length of a row"
+    if reason is None and getattr(_causal(model).config, "output_router_logits", False):
+        reason = "the model's balancing loss counts tokens of a padding mask"
+    reason = reason or _disagreement(config, model, device)
+    if reason is None:
+        logger.info("attention: samples one after the other without a mask (%s)", _kernel_name(device))
+        return True
+    if wanted is FlashAttn.VARLEN:
+        raise UsageError(f"spec.training.flashAttn: varlen cannot be used: {reason}; use auto or sdpa")
+    logger.info("attention: SDPA with a mask; not one sample after the other: %s", reason)
+    return False
+
+
+def _kernel_name(device: torch.device) -> str:
+    return f"varlen_attn of torch {torch.__version__}" if device.type == "cuda" else "one by one, on a CPU"
+
+
+def _compiled(config: TrainerConfig, device: torch.device) -> bool:
+    wanted = config.training.torch_compile
+    if wanted is Switch.NEVER:
+        logger.info("torch.compile: not used, as spec.training.torchCompile says")
+        return False
+    reason = _unfit(config)
+    if reason is None and config.quantization is not None and config.quantization.type is QuantizationType.INT8:
+        reason = "products with an int8 base are not compiled"
+    if reason is None and wanted is Switch.AUTO:
+        reason = "a run has to ask for it; on a GPU, adapters were seen to take other first steps than uncompiled ones"
+    reason = reason or compilation.why_not(device)
+    if reason is None:
+        logger.info("torch.compile: decoder blocks and loss")
+        return True
+    if wanted is Switch.ALWAYS:
+        raise UsageError(f"spec.training.torchCompile: always cannot be kept: {reason}; use auto or never")
+    logger.info("torch.compile: not used: %s", reason)
+    return False
+
+
+def _unsharded(config: TrainerConfig) -> bool:
+    return config.parallelism.strategy in PLAIN_STRATEGIES
+
+
+def _unfit(config: TrainerConfig) -> str | None:
+    if not _unsharded(config):
+        return f"strategy {config.parallelism.strategy} has its own forward pass"
+    if config.method in OWN_FORWARD:
+        return f"method {config.method} adds positions of its own"
+    return None
+
+
+def _causal(model: nn.Module) -> PreTrainedModel:
+    """The transformers model within PEFT's, or itself."""
+    base = getattr(model, "get_base_model", None)
+    causal = base() if callable(base) else model
+    assert isinstance(causal, PreTrainedModel)
+    return causal
+
+
+@torch.no_grad()
+def _disagreement(config: TrainerConfig, model: nn.Module, device: torch.device) -> str | None:
+    """Ask the model itself, with two samples in a row: why the result is not that of a mask, or None where it is.
+
+    An architecture's own code decides what becomes of the bounds that it is given.
+    """
+    causal: Any = _causal(model)
+    training = causal.training
+    lengths = (9, 14)
+    ids = torch.arange(3, 3 + sum(lengths), device=device)[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    inputs = {"input_ids": ids, "position_ids": positions.to(device)[None], "use_cache": False}
+    moved = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in bounds(positions, max(lengths)).items()
+    }
+    causal.eval()
+    try:
+        with autocast(config, device):
+            expected = causal.base_model(**inputs).last_hidden_state.float()
+            with attention.installed(causal):
+                found = causal.base_model(**inputs, **moved).last_hidden_state.float()
+    except (attention.Unsupported, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return str(error).strip().splitlines()[0][:200]
+    finally:
+        causal.train(training)
+    difference = float((found - expected).norm() / expected.norm())
+    if difference <= TOLERANCE[DTYPES[config.training.precision]]:
+        return None
+    return f"what {type(causal).__name__} makes of two samples differs by {difference:.2g} from what a mask gives"
