@@ -1,7 +1,7 @@
 """One of several processes that carry out jobs one after the other: imports, which take longest, are paid once.
 
-`python -m tests.local.strategy_worker JOBS.json OUT`: JOBS holds a list of `{"name", "config", "stopAtLook"}`; for each
-of them `OUT/<name>-<rank>.json` says how it ended.
+Its arguments are JOBS.json and OUT: JOBS holds a list of `{"name", "config", "stopAtLook"}`; for each of them
+`OUT/<name>-<rank>.json` says how it ended. `tests.local.pod` starts it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import gc
 import json
 import os
 import signal
-import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,9 @@ def carry_out(job: dict[str, Any], folder: Path, rank: int, world_size: int) -> 
     return {"ok": True, "result": json.loads(result.to_json())}
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Work through the jobs, in one group of processes: DeepSpeed remembers the first that it sees."""
-    jobs, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    jobs, out = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     logs.configure(rank)
     _calm_libraries(world_size)
@@ -101,7 +101,3 @@ def main() -> None:
         faulthandler.dump_traceback_later(SECONDS_PER_JOB, exit=True)
         ended = carry_out(job, out / job["name"], rank, world_size)
         (out / f"{job['name']}-{rank}.json").write_text(json.dumps(ended))
-
-
-if __name__ == "__main__":
-    main()

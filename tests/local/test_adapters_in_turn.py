@@ -148,9 +148,9 @@ def test_a_finished_adapter_is_not_trained_again(
     config = job(inputs, folder_uri, adapters)
     whole = run(config, store, tmp_path / "whole")
     other = config.model_copy(update={"job": config.job.model_copy(update={"uid": "uid-2"})})
-    # Two looks for each of two stages before the weights are read, then one before and one in each step.
+    # A look before the first step and one in each of four, then after the last, before the upload and after it.
     with pytest.raises(Preempted, match="the checkpoint of step 2 is saved"):
-        run(other, store, tmp_path / "stopped", stop=StopAfter(4 + 1 + 4 + 1 + 1))
+        run(other, store, tmp_path / "stopped", stop=StopAfter(1 + 4 + 3 + 1 + 1))
     assert not store.exists(folder_uri.child("runs", "uid-2", "manifest.json"))
     before = store.get_bytes(folder_uri.child("runs", "uid-2", "adapters", "a", "manifest.json"))
 

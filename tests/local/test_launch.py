@@ -143,17 +143,18 @@ time.sleep(60)
     assert (node.message.exit_code, node.message.reason) == (code, "Crashed")
 
 
-def test_a_peer_that_does_not_listen_is_killed(tmp_path: Path) -> None:
-    script = """
+@pytest.mark.parametrize("code", [69, 75])
+def test_a_peer_that_does_not_listen_is_killed(tmp_path: Path, code: int) -> None:
+    script = f"""
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.environ["RANK"] == "0":
     pathlib.Path("deaf").touch(); time.sleep(60)
 while not pathlib.Path("deaf").exists(): time.sleep(0.01)
-sys.exit(69)
+sys.exit({code})
 """
     node = Node(tmp_path, script, FINETUNE_PEER_GRACE_SECONDS="0.3")
-    assert node.end() == 69
+    assert node.end() == code
     assert "rank 0 did not end within 0.3 s" in node.stderr
     assert "rank 0 was killed by SIGKILL" in node.stderr
 

@@ -199,9 +199,9 @@ def test_a_stopped_run_is_continued_by_the_next_attempt(
     download(store, whole.uri, tmp_path / "a")
 
     other = config.model_copy(update={"job": config.job.model_copy(update={"uid": "uid-2"})})
-    # Three looks before the first step, then one per step.
+    # A look before the first step, then one per step.
     with pytest.raises(Preempted, match="the checkpoint of step 2 is saved") as caught:
-        run(other, store, tmp_path / "stopped", stop=StopAfter(4))
+        run(other, store, tmp_path / "stopped", stop=StopAfter(2))
     assert caught.value.step == 2
     again = other.model_copy(update={"job": other.job.model_copy(update={"attempt": 2})})
     progress = Recorder()

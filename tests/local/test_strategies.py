@@ -6,11 +6,8 @@ Both processes work through all jobs (`strategy_worker`); three more continue wh
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,10 +21,10 @@ from safetensors.torch import load, load_file
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from finetune_operator.local.seaweed import SeaweedServer
 from finetune_trainer.contract import ResultManifest, TrainerConfig
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.storage import ObjectStore, S3Uri
+from tests.local.pod import Pod
 from tests.local.test_methods_train import download, run
 from tests.quick_torch import quick_torch
 from tests.trainer_jobs import QUESTIONS, save_tiny_model, trainer_config, write_dataset
@@ -36,8 +33,8 @@ __all__ = ["quick_torch"]
 
 STEPS = 10
 """Of 8 rows each, of 24 that are trained on: three steps to an epoch."""
-STOP_AT_LOOK = 6
-"""Three looks before the first step, then one for each."""
+STOP_AT_LOOK = 4
+"""One look before the first step, then one for each."""
 STOPPED_AFTER = 4
 LIMIT_SECONDS = 600.0
 
@@ -90,7 +87,6 @@ class Place:
     folder: Path
     store: ObjectStore
     uri: S3Uri
-    credentials: dict[str, str]
 
     def job(
         self, uid: str, method: str, parallelism: dict[str, Any], processes: int, *, rows: int = 8, attempt: int = 1
@@ -110,40 +106,6 @@ class Place:
             **changes,
         )
         return config.model_copy(update={"job": config.job.model_copy(update={"uid": uid, "attempt": attempt})})
-
-    def run_together(self, jobs: list[dict[str, Any]], processes: int) -> dict[str, dict[str, Any]]:
-        """Let several processes work through jobs; by name, how each ended in the first process."""
-        out = self.folder / f"by-{processes}"
-        out.mkdir()
-        (out / "jobs.json").write_text(json.dumps(jobs))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = {
-            **os.environ,
-            **self.credentials,
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "FINETUNE_LOG_FORMAT": "json",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        command = [sys.executable, "-m", "tests.local.strategy_worker", str(out / "jobs.json"), str(out)]
-        started = []
-        for rank in range(processes):
-            with (out / f"log-{rank}").open("wb") as log:
-                variables = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                started.append(subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT))
-        try:
-            codes = [process.wait(LIMIT_SECONDS) for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert codes == [0] * processes, (out / "log-0").read_text()[-4000:]
-        return {job["name"]: json.loads((out / f"{job['name']}-0.json").read_text()) for job in jobs}
 
     def losses(self, uid: str) -> list[float]:
         """Of all steps, from the state in the last checkpoint."""
@@ -187,12 +149,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(
-    store: ObjectStore, seaweed: SeaweedServer, shared_bucket: str, tmp_path_factory: pytest.TempPathFactory
-) -> Runs:
+def runs(pod: Pod, store: ObjectStore, shared_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Run everything once."""
     folder = tmp_path_factory.mktemp("strategies")
-    place = Place(folder, store, S3Uri(shared_bucket, f"{folder.name}/run"), seaweed.credentials_env())
+    place = Place(folder, store, S3Uri(shared_bucket, f"{folder.name}/run"))
     save_tiny_model(folder / "model")
     write_dataset(folder / "data.jsonl", repeat=3)
     # An odd number: one process has a turn more than the other.
@@ -211,10 +171,10 @@ def runs(
     more = []
     for strategy in GROWN:
         uid, parallelism = f"{strategy}-grown", STRATEGIES[strategy]
-        jobs.append(_entry(f"{strategy}-begun", place.job(uid, "lora", parallelism, 2, rows=12), STOP_AT_LOOK))
+        jobs.append(_entry(f"{strategy}-begun", place.job(uid, "lora", parallelism, 2, rows=12), 1))
         more.append(_entry(uid, place.job(uid, "lora", parallelism, 3, rows=12, attempt=2)))
-    together = place.run_together(jobs, 2)
-    return Runs(place, {**together, **place.run_together(more, 3)})
+    together = pod.work_through(jobs, folder / "by-2", 2, LIMIT_SECONDS)
+    return Runs(place, {**together, **pod.work_through(more, folder / "by-3", 3)})
 
 
 def _entry(name: str, config: TrainerConfig, stop_at_look: int | None = None) -> dict[str, Any]:
@@ -301,8 +261,9 @@ def test_a_checkpoint_holds_whole_tensors_and_nothing_of_the_base(name: str, run
 
 
 def test_logs_are_json_whatever_libraries_say(runs: Runs) -> None:
-    for log in runs.place.folder.glob("by-*/log-*"):
-        lines = log.read_text().splitlines()
+    for processes in (2, 3):
+        lines = (runs.place.folder / f"by-{processes}" / "log").read_text().splitlines()
+        lines = [re.sub(r"^\[rank \d\] ", "", line) for line in lines]
         first = next(number for number, line in enumerate(lines) if line.startswith("{"))
         events = [json.loads(line) for line in lines[first:]]
         said = {(event["logger"], event["message"]) for event in events if event["level"] == "warning"}

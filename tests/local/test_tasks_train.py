@@ -16,8 +16,9 @@ from finetune_trainer.errors import Preempted, UsageError
 from finetune_trainer.heads import load_classifier
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.storage import ObjectStore, S3Uri
+from tests.local.pod import Pod
 from tests.local.test_methods_train import Recorder, StopAfter, download, run
-from tests.local.test_two_processes import launch, losses
+from tests.local.test_two_processes import losses
 from tests.quick_torch import quick_torch
 from tests.task_jobs import DISLIKED, LIKED, head_config, labelled, pairs, preference_config
 from tests.trainer_jobs import save_tiny_model
@@ -88,9 +89,9 @@ def test_a_stopped_preference_run_is_continued(
     config = delivered(preference_config(model, tmp_path, training={"max_steps": 5}), folder_uri, generations=0)
     download(store, run(config, store, tmp_path / "whole").uri, tmp_path / "a")
     other = config.model_copy(update={"job": config.job.model_copy(update={"uid": "uid-2"})})
-    # Three looks before the first step, then one per step.
+    # A look before the first step, then one per step.
     with pytest.raises(Preempted, match="the checkpoint of step 2 is saved"):
-        run(other, store, tmp_path / "stopped", stop=StopAfter(4))
+        run(other, store, tmp_path / "stopped", stop=StopAfter(2))
     again = other.model_copy(update={"job": other.job.model_copy(update={"attempt": 2})})
     download(store, run(again, store, tmp_path / "resumed").uri, tmp_path / "b")
     first, second = (load_file(tmp_path / x / "adapter" / "adapter_model.safetensors") for x in "ab")
@@ -147,9 +148,7 @@ def test_a_missed_gate_on_pairs_fails_the_run(
 
 
 @pytest.mark.timeout(480)
-def test_two_processes_equal_one(
-    model: Path, store: ObjectStore, s3_environment: dict[str, str], folder_uri: S3Uri, tmp_path: Path
-) -> None:
+def test_two_processes_equal_one(model: Path, pod: Pod, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path) -> None:
     """What is estimated over a batch is estimated over that of all processes, and what was computed before the training
     is known to all of them."""
     found = {}
@@ -175,8 +174,8 @@ def test_two_processes_equal_one(
         if processes == 1:
             run(config, store, folder / "work")
         else:
-            process = launch(config, folder / "two", s3_environment)
-            assert process.wait(240) == 0, (folder / "two" / "log").read_text()
+            pod.start(config, folder / "two")
+            assert pod.end() == 0, (folder / "two" / "log").read_text()
         manifest = download(store, config.run_uri, folder / "got")
         assert manifest.evaluation is not None
         found[processes] = (losses(store, config.run_uri, 4), manifest.evaluation.tuned)

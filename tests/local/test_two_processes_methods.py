@@ -6,11 +6,6 @@ Both processes work through all jobs; this test compares them with one process.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ from safetensors.torch import load_file
 
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.storage import ObjectStore, S3Uri
+from tests.local.pod import Pod
 from tests.local.test_methods_train import download, run
 from tests.quick_torch import quick_torch
 from tests.trainer_jobs import save_tiny_model, trainer_config, write_dataset
@@ -70,52 +66,6 @@ def job(name: str, folder: Path, store: ObjectStore, uri: S3Uri, processes: int,
     return TrainerConfig.model_validate({**wire, "adapters": adapters})
 
 
-def work_through(jobs: list[dict[str, Any]], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Two ranks that carry out all jobs; how each ended on rank 0."""
-    for each in jobs:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            each["port"] = free.getsockname()[1]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    processes = []
-    for rank in range(2):
-        variables = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PET_", "KUBEFLOW_"))},
-            **environment,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(jobs[0]["port"]),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        with (folder / f"log-{rank}").open("wb") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.local.strategy_worker", str(folder / "jobs.json"), str(folder)],
-                    env=variables,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        # A rank that failed leaves the other waiting for it.
-        while time.monotonic() < deadline and {process.poll() for process in processes} <= {None, 0}:
-            if all(process.poll() == 0 for process in processes):
-                break
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-        codes = [process.wait() for process in processes]
-    log = "\n".join((folder / f"log-{rank}").read_text()[-6000:] for rank in range(2))
-    assert codes == [0, 0], log
-    return {each["name"]: json.loads((folder / f"{each['name']}-0.json").read_text()) for each in jobs}
-
-
 def losses(store: ObjectStore, config: TrainerConfig, step: int = STEPS) -> list[float]:
     """Of all steps, from the state that the checkpoint of a step holds."""
     uri = S3Uri.parse(config.run_uri).child("checkpoints", f"step-{step}", "trainer_state.json")
@@ -125,7 +75,7 @@ def losses(store: ObjectStore, config: TrainerConfig, step: int = STEPS) -> list
 
 @pytest.mark.timeout(LIMIT_SECONDS * 2)
 def test_methods_of_two_processes_equal_those_of_one(
-    store: ObjectStore, s3_environment: dict[str, str], folder_uri: S3Uri, tmp_path: Path
+    pod: Pod, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
 ) -> None:
     for model in ("llama", "mixtral"):
         save_tiny_model(tmp_path / model, model, tie_word_embeddings=False)
@@ -137,9 +87,10 @@ def test_methods_of_two_processes_equal_those_of_one(
     def entry(name: str, config: TrainerConfig, look: int | None = None) -> dict[str, Any]:
         return {"name": name, "config": config.model_dump(mode="json"), "stopAtLook": look}
 
-    # Two or three looks before the first step, then one in each.
+    # One look before the first step, then one in each.
     jobs = [entry(name, config) for name, config in pairs.items()]
-    ended = work_through([*jobs, entry("stopped", stopped, 6), entry("goes-on", goes_on)], tmp_path, s3_environment)
+    jobs += [entry("stopped", stopped, 4), entry("goes-on", goes_on)]
+    ended = pod.work_through(jobs, tmp_path / "two", 2)
     assert [ended[name]["ok"] for name in (*CASES, "stopped", "goes-on")] == [True] * len(CASES) + [False, True], ended
     assert ended["stopped"]["reason"] == "Preempted" and 2 <= ended["stopped"]["step"] < STEPS - 1
 

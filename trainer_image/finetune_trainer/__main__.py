@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from finetune_trainer import logs, termination
 from finetune_trainer.contract import CONFIG_PATH, ExitCode, RunResult, TerminationMessage, TrainerConfig
-from finetune_trainer.errors import ConfigError, TrainerError, UsageError
-from finetune_trainer.explain import explain
-from finetune_trainer.preemption import StopRequest
+from finetune_trainer.errors import ConfigError, Preempted, TrainerError, UsageError
+from finetune_trainer.explain import PEER_LOST, explain
+from finetune_trainer.preemption import NOTHING_LOST, PEERS_LEFT, StopRequest, heeding_signals
 
 _SHOWN_ERRORS = 5
 
@@ -27,21 +27,23 @@ logger = logging.getLogger("finetune_trainer")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, leave the termination message, and return the exit code."""
-    stop = StopRequest.install()
     rank = _from_env("RANK", 0)
     logs.configure(rank)
     path = termination.path_from_env()
-    try:
-        options = _parse(arguments)
-    except UsageError as error:
-        return _fail(error, path)
-    try:
-        result = _run(options.config, stop, rank)
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # a process says why it ends, whatever the reason
-        return _fail(error, path)
-    if rank == 0:
-        termination.write(_success(result), path)
-    return int(ExitCode.OK)
+    with heeding_signals(lambda: _end(_fail(Preempted(NOTHING_LOST), path))) as stop:
+        try:
+            options = _parse(arguments)
+        except UsageError as error:
+            return _fail(error, path)
+        try:
+            result = _run(options.config, stop, rank)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # a process says why it ends, whatever the reason
+            if stop.requested and explain(error).reason == PEER_LOST:
+                error = Preempted(PEERS_LEFT)
+            return _fail(error, path)
+        if rank == 0:
+            termination.write(_success(result), path)
+        return int(ExitCode.OK)
 
 
 def read_config(path: Path) -> TrainerConfig:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from finetune_trainer.errors import DiskFull, GpuMemoryError, InternalError, Preempted, TrainerError, Unavailable
 from finetune_trainer.workspace import is_full_disk
 
+PEER_LOST = "PeerLost"
+
 _GPU_MEMORY = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory"
     r"|Cuda failure.{0,20}out of memory"
@@ -50,7 +52,7 @@ def _known(error: BaseException) -> TrainerError | None:
         return Unavailable(
             f"the connection to another process of this run was lost: {_brief(error)}; look for the failure of the"
             " other process, or at the network between the nodes",
-            reason="PeerLost",
+            reason=PEER_LOST,
         )
     if is_full_disk(error):
         assert isinstance(error, OSError)

@@ -204,8 +204,9 @@ class Launcher:
         if self._first_failure is None:
             self._first_failure = (process, status)
         _say(f"rank {process.rank} {_fate(status)}")
-        # All ranks leave with this code when a stop was asked for, some later than others: rank 0 may be uploading.
-        if status != _PREEMPTED and not self._stopped_early(status) and self._kill_at is None:
+        # Where all ranks were asked to stop, each leaves when it has saved, some later than others.
+        stopped = self._stopped_early(status) or (status == _PREEMPTED and bool(self._stop_signals))
+        if not stopped and self._kill_at is None:
             self._kill_at = time.monotonic() + self._grace
             for peer in self._running():
                 os.kill(peer.pid, signal.SIGTERM)

@@ -12,7 +12,7 @@ from finetune_trainer.contract import SelectionError, TrainerConfig, select
 from finetune_trainer.contract.vocabulary import LoraBias
 from finetune_trainer.data import PreparedData, Purpose, check_first_rows, prepare, use_template
 from finetune_trainer.distributed import check_strategy, first_then_rest
-from finetune_trainer.errors import Preempted, UsageError
+from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import check_evaluation, check_prompts
 from finetune_trainer.heads.module import head_layout
 from finetune_trainer.heads.task import check_head
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 def prepare_stage(config: TrainerConfig, context: RunContext, inputs: dict[str, Any]) -> tuple[Base, PreparedData]:
     """What there is to know of the model and the data before any weight is read."""
     base = read_base(config, Path(inputs["model"]), inputs["revision"])
-    stop_here(context, "before the data was prepared")
 
     def prepare_data() -> PreparedData:
         return prepare(
@@ -52,7 +51,6 @@ def prepare_stage(config: TrainerConfig, context: RunContext, inputs: dict[str, 
     check_prompts(config, data)
     if config.head is not None:
         base = read_base(config, base.folder, base.revision, data.classes)
-    stop_here(context, "before the model was loaded")
     return base, data
 
 
@@ -116,11 +114,3 @@ def read_base(
     tokenizer = read_tokenizer(folder, trust_remote_code=trusted)
     use_template(tokenizer, config.dataset.template)
     return Base(folder, revision, model_config, layout, selection, tokenizer)
-
-
-def stop_here(context: RunContext, where: str) -> None:
-    """Raise Preempted where the run was asked to stop before there was anything to save."""
-    if context.stop.requested:
-        raise Preempted(
-            f"asked to stop {where}; another attempt starts from the last checkpoint, or from the beginning"
-        )

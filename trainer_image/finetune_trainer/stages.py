@@ -150,6 +150,7 @@ def tune_adapters(
             progress = StageProgress(context.progress, before, sum(steps[number + 1 :]))
             with named(stage.config):
                 tune(stage.config, replace(context, progress=progress), stage.base, stage.data, shared=shared)
+            context.stop.release(before + steps[number])
             known = _agreed(context, stage)
             # The trainer of the last stage refers to itself, and with it to its optimizer's state.
             gc.collect()
@@ -160,6 +161,7 @@ def tune_adapters(
         if known is None:
             raise InternalError(f"adapter {stage.config.adapter} was written, but is not at {stage.config.run_uri}")
         finished.append(known)
+    context.stop.hold()
     return _shared_by_all(context, lambda: _save(config, context, finished))
 
 

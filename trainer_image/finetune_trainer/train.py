@@ -40,7 +40,7 @@ from finetune_trainer.layers import checkpoint_blocks, trained_parameters
 from finetune_trainer.methods import Start, TunedModel, apply_method
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import autocast, load_model
-from finetune_trainer.preflight import check_job, fetch_inputs, prepare_stage, stop_here
+from finetune_trainer.preflight import check_job, fetch_inputs, prepare_stage
 from finetune_trainer.results.save import Base, Outcome, save_result
 from finetune_trainer.sanity import check_packing, group_of
 from finetune_trainer.stages import SharedBase, Stage, named, tune_adapters
@@ -100,7 +100,6 @@ def tune(
     judge = Judge(config, base.tokenizer, data, task, device)
     if not config.parallelism.divides_weights:
         judge.base(model)
-    stop_here(context, "before the first step")
     set_seed(config.training.seed)
     checkpoints = CheckpointStore(context.store, config.run_uri, config, config.job.attempt)
     folder = context.workspace.checkpoints / config.folder_name
@@ -137,6 +136,9 @@ def tune(
             tuned = whole_model(base.folder, config, base.layout, base.selection, tuned, trained)
         outcome = Outcome(tuned, trainer.state, data, judge.before, after)
         result = [save_result(config, context, base, outcome, output)]
+    else:
+        # What becomes of the result is for rank 0 to say, which alone knows how far it is.
+        context.stop.hold()
     if context.world_size > 1:
         dist.broadcast_object_list(result, src=0)
     if result[0] is None:
@@ -181,7 +183,7 @@ def train(
     """Train, from the newest checkpoint where there is one. `divided` is called when a model whose tensors are sharded
     stands on the GPUs, and nothing is trained yet. Raises Preempted when asked to stop."""
     folder = context.workspace.checkpoints / config.folder_name
-    stop = StopCallback()
+    stop = StopCallback(context.stop.hold)
     with uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
         parts = TrainerParts(
             tuned,
@@ -204,12 +206,12 @@ def train(
             trainer.train()
         elif not trainer.resume_finished(resumed):
             trainer.train(resume_from_checkpoint=str(resumed))
-    if trainer.stop_agreed and trainer.state.global_step < trainer.state.max_steps:
+    step = trainer.state.global_step
+    if trainer.stop_agreed:
         raise Preempted(
-            f"asked to stop; the checkpoint of step {trainer.state.global_step} is saved, and another attempt continues"
-            " from it",
-            step=trainer.state.global_step,
+            f"asked to stop; the checkpoint of step {step} is saved, and another attempt continues from it", step=step
         )
+    context.stop.release(step)
     return trainer
 
 

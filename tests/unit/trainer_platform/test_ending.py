@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from finetune_trainer.errors import (
     Unavailable,
 )
 from finetune_trainer.explain import explain
-from finetune_trainer.preemption import StopRequest
+from finetune_trainer.preemption import StopRequest, heeding_signals
 
 
 def failure(code: int = 70, reason: str = "InternalError") -> TerminationMessage:
@@ -134,15 +136,27 @@ def test_a_message_that_cannot_be_written_is_no_failure(tmp_path: Path, caplog: 
 # --- signals
 
 
+@dataclass
+class Signals:
+    """What this process makes of signals meanwhile."""
+
+    stop: StopRequest
+    left: threading.Event
+
+
 @pytest.fixture
-def stop() -> Iterator[StopRequest]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield StopRequest.install()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def signals() -> Iterator[Signals]:
+    left = threading.Event()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with heeding_signals(left.set) as stop:
+        yield Signals(stop, left)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_stop_is_noted_once(stop: StopRequest) -> None:
+def test_a_stop_is_noted_once(signals: Signals) -> None:
+    stop = signals.stop
+    stop.hold()
     assert not stop.requested
     assert stop.cause is None
     for _ in range(3):
@@ -150,13 +164,46 @@ def test_a_stop_is_noted_once(stop: StopRequest) -> None:
     assert stop.requested
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.cause == "SIGTERM"
+    assert not signals.left.wait(0.1)
 
 
-def test_a_second_interrupt_does_not_wait(stop: StopRequest) -> None:
+def test_a_second_interrupt_does_not_wait(signals: Signals) -> None:
+    signals.stop.hold()
     os.kill(os.getpid(), signal.SIGINT)
-    assert stop.cause == "SIGINT"
+    assert signals.stop.cause == "SIGINT"
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_nothing_is_held_the_process_leaves(signals: Signals, number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+    assert not signals.left.wait(0.1)
+    os.kill(os.getpid(), number)
+    assert signals.left.wait(5)
+    assert signals.stop.cause == number.name
+
+
+def test_what_was_asked_for_is_not_forgotten(signals: Signals) -> None:
+    stop = signals.stop
+    stop.hold()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Preempted, match="goes on from the newest checkpoint") as caught:
+        stop.release(7)
+    assert caught.value.step == 7
+    with pytest.raises(Preempted):
+        stop.hold()
+
+
+def test_nobody_asked(signals: Signals) -> None:
+    for step in (None, 3):
+        signals.stop.hold()
+        signals.stop.release(step)
+    assert not signals.left.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.left.wait(5)
 
 
 # --- logs

@@ -93,6 +93,8 @@ def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome:
     def manifest(files: Sequence[FileEntry]) -> bytes:
         return described.model_copy(update={"files": tuple(files)}).to_json().encode()
 
+    # Another attempt would have to evaluate again: from here on the result is finished, stop or not.
+    context.stop.hold()
     uri = S3Uri.parse(config.run_uri)
     uploaded = context.store.put_tree(folder, uri, manifest, read_back=True)
     check_gates(config.evaluation, outcome.after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,13 @@ class StopCallback(TrainerCallback):
 
     trainer: TrainingSteps
     """Set once the trainer exists, which takes its callbacks in its constructor."""
+
+    def __init__(self, hold: Callable[[], None] = lambda: None) -> None:
+        self._hold = hold
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """From the first step on there is something to save."""
+        self._hold()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at what this step's all-reduce said."""

@@ -1,0 +1,180 @@
+"""Object storage against a real S3 server behind a proxy that breaks requests, answers and bodies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.contract.config import S3Config
+from finetune_trainer.errors import DiskFull, TrainerError, Unavailable
+from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri, StoreLimits
+from tests.fault_proxy import Fault, FaultProxy, always, first
+from tests.s3 import QUICK
+from tests.storage_trees import LARGE, entry_of, make_tree, names
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.RESET_ANSWER, Fault.ERROR_500, Fault.SLOW_DOWN_503, Fault.HANG])
+def test_one_fault_is_survived(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, fault: Fault
+) -> None:
+    proxy.decide = first(1, fault, method="PUT")
+    done = faulty.put_tree(make_tree(tmp_path), folder_uri, names)
+    proxy.decide = lambda request: None
+    faulty.read_back(folder_uri, done.files)
+    assert faulty.get_bytes(folder_uri.child(MANIFEST)) == names(done.files)
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.ERROR_500, Fault.SLOW_DOWN_503, Fault.HANG])
+def test_a_store_that_stays_away_is_unavailable(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, fault: Fault
+) -> None:
+    proxy.decide = always(fault)
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=f"{proxy.endpoint}.*{folder_uri}"):
+        faulty.put_bytes(folder_uri, b"x")
+    assert len(proxy.seen) == QUICK.attempts
+    assert time.monotonic() - started < QUICK.attempts * QUICK.read_seconds + 4
+
+
+@pytest.mark.parametrize("failing", ["/a.bin", "/c.bin", f"/{MANIFEST}"])
+def test_a_store_that_dies_in_the_middle_leaves_no_manifest(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, failing: str
+) -> None:
+    tree = make_tree(tmp_path)
+    faulty.put_tree(tree, folder_uri, names)
+    (tree / "c.bin").write_bytes(b"changed")
+
+    proxy.decide = always(Fault.RESET, method="PUT", path=failing)
+    with pytest.raises(Unavailable):
+        faulty.put_tree(tree, folder_uri, names)
+
+    proxy.decide = lambda request: None
+    assert not faulty.exists(folder_uri.child(MANIFEST)), "not even the older one, whose files are gone"
+
+
+def test_a_large_upload_that_dies_in_the_middle(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    tree = make_tree(tmp_path)
+    (tree / "large.bin").write_bytes(os.urandom(LARGE))
+    proxy.decide = always(Fault.RESET, method="PUT", path="partNumber=2")
+
+    with pytest.raises(Unavailable, match=r"large\.bin"):
+        faulty.put_tree(tree, folder_uri, names)
+
+    stored = [uri.key for uri, _ in faulty.list(folder_uri)]
+    assert not any(key.endswith((MANIFEST, "large.bin")) for key in stored)
+    assert any("uploadId" in request.path for request in proxy.seen if request.method == "DELETE"), "parts are given up"
+
+
+def test_a_file_that_the_store_lost_prevents_the_manifest(
+    store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    files = store.put_files(make_tree(tmp_path), folder_uri)
+    store.delete(folder_uri.child("sub/b.bin"))
+    with pytest.raises(CorruptObject, match=r"sub/b\.bin.*no such object"):
+        store.put_manifest(folder_uri, files, b"manifest")
+    assert not store.exists(folder_uri.child(MANIFEST))
+
+
+@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.RESET, Fault.HANG])
+def test_a_download_goes_on_where_it_broke_off(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, fault: Fault
+) -> None:
+    content = os.urandom(9 * 2**20)
+    faulty.put_bytes(folder_uri, content)
+    proxy.decide = first(1, fault, method="GET")
+
+    got = faulty.get_file(folder_uri, tmp_path / "copy")
+
+    assert (tmp_path / "copy").read_bytes() == content
+    assert got.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_download_that_always_breaks_off_leaves_no_file(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    faulty.put_bytes(folder_uri, b"x" * 100_000)
+    proxy.decide = always(Fault.RESET, method="GET")
+    with pytest.raises(Unavailable):
+        faulty.get_file(folder_uri, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_that_is_replaced_while_it_is_read(
+    faulty: ObjectStore, proxy: FaultProxy, store: ObjectStore, folder_uri: S3Uri
+) -> None:
+    store.put_bytes(folder_uri, os.urandom(9 * 2**20))
+    proxy.decide = first(1, Fault.TRUNCATE, method="GET")
+    with (
+        pytest.raises(Unavailable, match=r"at http.* was replaced while it was read"),
+        faulty.open_stream(folder_uri) as stream,
+    ):
+        stream.read(100)
+        store.put_bytes(folder_uri, os.urandom(9 * 2**20))
+        stream.read()
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"), [(b"other", "SHA-256"), (b"longer than it was", "18 bytes, not the 5"), (b"", "0 bytes")]
+)
+def test_an_object_that_is_not_what_the_manifest_says(
+    store: ObjectStore, folder_uri: S3Uri, tmp_path: Path, stored: bytes, says: str
+) -> None:
+    expected = entry_of(b"right")
+    store.put_bytes(folder_uri.child("object"), stored)
+    for act in (
+        lambda: store.get_file(folder_uri.child("object"), tmp_path / "copy", expected),
+        lambda: store.read_back(folder_uri, (expected,)),
+        lambda: store.get_tree(folder_uri, (expected,), tmp_path),
+    ):
+        with pytest.raises(CorruptObject, match=says):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bit_that_changes_on_the_wire_is_noticed(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    faulty.put_bytes(folder_uri.child("object"), b"right")
+    proxy.decide = always(Fault.CORRUPT, method="GET")
+    with pytest.raises(Unavailable):
+        faulty.get_file(folder_uri.child("object"), tmp_path / "copy", entry_of(b"right"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Stands in for a small disk: writing beyond it fails in the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_and_leaves_no_part(store: ObjectStore, folder_uri: S3Uri, tmp_path: Path) -> None:
+    store.put_bytes(folder_uri, os.urandom(6 * 2**20))
+    with file_size_limit(2**20), pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/copy.*MiB free"):
+        store.get_file(folder_uri, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_hold_for_a_store_that_answers_slowly(
+    proxy: FaultProxy, s3_environment: dict[str, str], folder_uri: S3Uri
+) -> None:
+    limits = StoreLimits(attempts=1, connect_seconds=1, read_seconds=0.5)
+    store = ObjectStore(S3Config(endpoint=proxy.endpoint), limits=limits)
+    proxy.decide = always(Fault.HANG)
+    started = time.monotonic()
+    with pytest.raises(TrainerError):
+        store.list(folder_uri)
+    assert time.monotonic() - started < 3
