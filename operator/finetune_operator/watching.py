@@ -88,7 +88,7 @@ class _Thread(threading.Thread):
         self._sink, self._namespaces = sink, namespaces
         self._receiver = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
+        self._asked = asyncio.Event()
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done when kopf has ended, with the error if there was one."""
 
@@ -108,7 +108,7 @@ class _Thread(threading.Thread):
     def stop(self) -> None:
         """Ask kopf to end, where it has not."""
         if not self.ended.done():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            self._loop.call_soon_threadsafe(self._asked.set)
 
     async def _operator(self) -> None:
         await kopf.operator(
@@ -117,7 +117,7 @@ class _Thread(threading.Thread):
             standalone=True,
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
-            stop_flag=self._stop,
+            stop_flag=self._asked,
         )
 
     def _pass_on(self, kind: Kind, type: str | None, manifest: dict[str, Any]) -> None:
