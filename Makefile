@@ -42,7 +42,12 @@ demo: $(INSTALLED) $(MODEL) ## Fine-tune SmolLM2-135M on this machine, from mani
 
 .PHONY: test
 test: $(INSTALLED) $(MODEL) ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: mutation
+mutation: $(INSTALLED) ## Count the mistakes in layers, failures and checkpoint that the tests notice (about 20 minutes)
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements/mutation.lock
+	PYTHONPATH=hack $(BIN)/python -m mutation
 
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types and the direction of imports
@@ -83,6 +88,10 @@ lock: $(INSTALLED) ## Pin every requirement anew, with hashes and without any in
 .PHONY: controlplane
 controlplane: $(INSTALLED) ## Build kube-apiserver, etcd and the training operator once, into a cache outside the tree
 	PYTHONPATH=hack $(BIN)/python -m controlplane build
+
+.PHONY: demo-cluster
+demo-cluster: $(INSTALLED) $(MODEL) ## Run a cluster on this machine, with the operator in it, until Ctrl-C
+	PYTHONPATH=hack $(BIN)/python -m demo_cluster
 
 .PHONY: clean
 clean: ## Remove the virtual environment and everything made by runs

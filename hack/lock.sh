@@ -21,3 +21,6 @@ compile requirements/trainer.lock pyproject.toml --extra trainer
 compile requirements/dev.lock pyproject.toml --extra dev
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --no-deps --python-version 3.11 \
   --output-file requirements/example-model.lock requirements/example-model.in
+# Its packages that the development environment has, too, are of the same versions.
+uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+  --constraint requirements/dev.lock --output-file requirements/mutation.lock requirements/mutation.in

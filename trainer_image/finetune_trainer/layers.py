@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
-from typing import Any, cast
+from itertools import takewhile
+from operator import eq
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -24,8 +26,8 @@ def layout_of(model: PreTrainedModel) -> ModelLayout:
     Raises UsageError where the decoder blocks or the token embedding cannot be told.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    embeddings = model.get_input_embeddings()
-    if embeddings is None or id(embeddings) not in names:
+    embeddings = _token_embedding(model)
+    if id(embeddings) not in names:
         raise UsageError(
             f"spec.model: {type(model).__name__} has no token embedding; use a decoder-only language model"
         )
@@ -42,23 +44,27 @@ def layout_of(model: PreTrainedModel) -> ModelLayout:
     )
 
 
+def _token_embedding(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # what transformers says of a model whose embedding it cannot find
+        return None
+
+
 def _find_blocks(model: PreTrainedModel, embeddings: str) -> tuple[str, int]:
     """The list of `num_hidden_layers` modules that stands nearest to the token embedding, which tells the decoder of a
     language model from an image encoder with as many blocks."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists:
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [n.split(".") for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if count is None or not lists:
         raise UsageError(
-            f"spec.model: no list of {count} decoder blocks in {type(model).__name__}; this architecture is not"
-            " supported"
+            f"spec.model: {type(model).__name__} has no list of its decoder blocks (num_hidden_layers is {count}); this"
+            " architecture is not supported"
         )
-
-    def shared_segments(name: str) -> int:
-        return next(
-            (i for i, (a, b) in enumerate(zip(name.split("."), embeddings.split("."), strict=False)) if a != b), 0
-        )
-
-    return max(lists, key=lambda name: (shared_segments(name), -name.count("."))), count
+    home = embeddings.split(".")
+    # Most segments in common; of several, the outer one.
+    nearest = max(lists, key=lambda path: (sum(takewhile(bool, map(eq, path, home))), -len(path)))
+    return ".".join(nearest), count
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
@@ -68,7 +74,7 @@ def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
         for name, child in model.get_submodule(parent).named_children()
         if "norm" in type(child).__name__.lower() and "emb" not in name and any(True for _ in child.parameters())
     ]
-    return f"{parent}.{norms[-1]}".lstrip(".") if norms else None
+    return f"{parent}.{norms[-1]}".removeprefix(".") if norms else None
 
 
 def _parameters(model: nn.Module) -> Iterable[ParameterInfo]:
@@ -130,7 +136,8 @@ def _some(names: Collection[str], limit: int = 5) -> str:
 
 def _without_adapters(model: nn.Module) -> nn.Module:
     base = getattr(model, "get_base_model", None)
-    return cast("nn.Module", base()) if callable(base) else model
+    inner: nn.Module = base() if callable(base) else model
+    return inner
 
 
 def decoder_blocks(model: nn.Module, layout: ModelLayout) -> nn.ModuleList:

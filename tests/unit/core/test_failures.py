@@ -9,7 +9,7 @@ import pytest
 
 from finetune_operator.constants import Reason
 from finetune_operator.failures import Failure, Retry, Unsettled, classify, result_of, stalled
-from finetune_operator.observed import ObservedPod
+from finetune_operator.observed import ObservedAttempt, ObservedPod
 from tests.builders import NOW, attempt, condition, container, pod, run_result, said
 
 FAILED = attempt(1, "Created", "Running", "Failed")
@@ -85,6 +85,14 @@ CASES = [
         75,
     ),
     Case(
+        "of equals the first by name",
+        (died(1, 69, 0), died("master", 69, 0), died(0, 69, 0)),
+        Reason.INFRASTRUCTURE,
+        Retry.COUNTED,
+        MASTER,
+        69,
+    ),
+    Case(
         "a user error beats the noise that was quicker",
         (died("master", 65, 8), died(0, 69, 0), died(1, 134, 1)),
         Reason.USER_ERROR,
@@ -93,8 +101,16 @@ CASES = [
         65,
     ),
     Case(
-        "a user error long after is not about this",
-        (died("master", 65, 45), died(0, 69, 0)),
+        "a user error half a minute later still is about this",
+        (died("master", 65, 30), died(0, 69, 0)),
+        Reason.USER_ERROR,
+        Retry.NEVER,
+        MASTER,
+        65,
+    ),
+    Case(
+        "a user error after that is not about this",
+        (died("master", 65, 31), died(0, 69, 0)),
         Reason.INFRASTRUCTURE,
         Retry.COUNTED,
         WORKER,
@@ -107,6 +123,30 @@ CASES = [
         Retry.NEVER,
         WORKER,
         137,
+    ),
+    Case(
+        "a user error beats an OOM kill that was quicker",
+        (died("master", 65, 2), died(0, 137, 0, reason="OOMKilled")),
+        Reason.USER_ERROR,
+        Retry.NEVER,
+        MASTER,
+        65,
+    ),
+    Case(
+        "an OOM kill beats the GPU's memory: a smaller micro-batch does not help",
+        (died("master", 71, 0), died(0, 137, 2, reason="OOMKilled")),
+        Reason.HOST_OUT_OF_MEMORY,
+        Retry.NEVER,
+        WORKER,
+        137,
+    ),
+    Case(
+        "the GPU's memory beats a preemption: it would come back",
+        (died("master", 71, 2), preempted(0, 143, 0)),
+        Reason.GPU_OUT_OF_MEMORY,
+        Retry.SMALLER,
+        MASTER,
+        71,
     ),
     Case(
         "GPU memory beats NCCL noise",
@@ -241,12 +281,48 @@ def test_nothing_failed(phases: tuple[str, ...]) -> None:
     assert classify(attempt(1, "Running"), pods, NOW) is None
 
 
+def test_a_sidecar_that_ends_before_the_trainer_decides_nothing() -> None:
+    for code in (0, 1):
+        assert (
+            classify(attempt(1, "Running"), [pod("master", container(code=code, name="proxy"), container())], NOW)
+            is None
+        )
+
+
 def test_other_pods_get_a_moment_to_tell() -> None:
     first = died(0, 69, 58)  # two seconds ago
     verdict = classify(FAILED, [first, pod("master")], NOW)
-    assert verdict == Unsettled(3.0)
+    assert verdict == Unsettled(3.0, failed=True)
     assert isinstance(classify(FAILED, [first, died("master", 65, 58)], NOW), Failure), "all have ended"
     assert isinstance(classify(FAILED, [first, pod("master")], NOW + 3), Failure), "the moment is over"
+
+
+@pytest.mark.parametrize(("ago", "seconds"), [(0.0, 5.0), (0.5, 4.5), (4.0, 1.0)])
+def test_the_moment_begins_with_the_first_end(ago: float, seconds: float) -> None:
+    pods = [died(0, 69, 60 - ago), died(1, 69, 60), pod("master")]
+    assert classify(FAILED, pods, NOW) == Unsettled(seconds)
+
+
+@pytest.mark.parametrize(("job", "patience"), [(FAILED, 5.0), (attempt(1, "Running"), 30.0)])
+def test_a_pod_that_never_tells_when_it_ended_does_not_hold_the_job_up(job: ObservedAttempt, patience: float) -> None:
+    """Its containers never ran, or its node is gone; a peer waits for it."""
+    conditions = {
+        "PodScheduled": condition(since=NOW - 500),
+        "Ready": condition("False", since=NOW),
+        "Initialized": condition(),
+    }
+    evicted = pod(0, container("waiting"), phase="Failed", reason="Evicted", conditions=conditions)
+    assert classify(job, [evicted, pod("master")], NOW + 1) == Unsettled(patience - 1)
+    for known in (conditions, {}):
+        failure = classify(job, [replace(evicted, conditions=known), pod("master")], NOW + patience)
+        assert isinstance(failure, Failure) and failure.pod == WORKER
+
+
+def test_a_pod_that_is_about_to_be_taken_away_has_not_failed() -> None:
+    going = replace(pod("master"), conditions=DISRUPTED)
+    assert classify(attempt(1, "Running"), [going], NOW) is None
+    assert isinstance(classify(FAILED, [going], NOW), Failure), "once the job has"
+    assert classify(FAILED, [pod("master")], NOW) == Unsettled(0.0), "another pod must be the one"
 
 
 def test_a_node_whose_clock_is_ahead_does_not_hold_the_job_up() -> None:
@@ -266,9 +342,11 @@ def test_a_failed_job_without_pods_is_looked_at_again() -> None:
 
 WAITING = [
     ("InvalidImageName", 0, Reason.USER_ERROR, Retry.NEVER),
+    ("ErrImageNeverPull", 0, Reason.USER_ERROR, Retry.NEVER),
     ("ErrImagePull", 120, Reason.IMAGE_PULL, Retry.COUNTED),
     ("ImagePullBackOff", 120, Reason.IMAGE_PULL, Retry.COUNTED),
     ("CreateContainerConfigError", 120, Reason.USER_ERROR, Retry.NEVER),
+    ("CreateContainerError", 120, Reason.INFRASTRUCTURE, Retry.COUNTED),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from finetune_trainer.contract import ParameterKind
-from finetune_trainer.errors import InternalError
+from finetune_trainer.errors import InternalError, UsageError
 from finetune_trainer.layers import (
     apply_selection,
     assert_trainable_is,
@@ -96,15 +97,41 @@ def test_apply_selection_is_exact_and_undoes_what_was_before() -> None:
     assert_trainable_is(model, wanted)
 
 
-def test_a_difference_is_named_on_either_side() -> None:
-    model = tiny_model()
-    apply_selection(model, {"model.norm.weight"})
+NORM, HEAD = "model.norm.weight", "lm_head.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected", "difference"),
+    [
+        ([NORM], [NORM, HEAD], f"1 selected but not trained: {HEAD}"),
+        ([NORM, HEAD], [HEAD], f"1 trained but not selected: {NORM}"),
+        ([NORM], [HEAD], f"1 selected but not trained: {HEAD}; 1 trained but not selected: {NORM}"),
+        # Five are named, in order; of more it is said how many.
+        (
+            [UP.format(block) for block in (3, 2, 1, 0)] + [HEAD],
+            [],
+            f"5 trained but not selected: {HEAD}, {', '.join(UP.format(block) for block in range(4))}",
+        ),
+        (
+            [UP.format(block) for block in range(4)] + [HEAD, NORM, "model.embed_tokens.weight"],
+            [],
+            f"7 trained but not selected: {HEAD}, model.embed_tokens.weight,"
+            f" {', '.join(UP.format(block) for block in range(3))} and 2 more",
+        ),
+    ],
+)
+def test_a_difference_is_named_on_either_side(trained: list[str], expected: list[str], difference: str) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    apply_selection(model, trained)
     with pytest.raises(InternalError) as caught:
-        assert_trainable_is(model, {"lm_head.weight"})
-    assert "1 selected but not trained: lm_head.weight" in caught.value.message
-    assert "1 trained but not selected: model.norm.weight" in caught.value.message
-    with pytest.raises(InternalError, match=r"does not have: model\.nothing"):
-        apply_selection(model, {"model.nothing"})
+        assert_trainable_is(model, expected)
+    assert caught.value.message == f"the trained parameters are not the selected ones: {difference}"
+
+
+def test_what_the_model_does_not_have_cannot_be_selected() -> None:
+    with pytest.raises(InternalError, match=r"selected parameters that the model does not have: model\.nothing$"):
+        apply_selection(tiny_model(), {"model.nothing", NORM})
 
 
 @pytest.mark.parametrize(
@@ -195,3 +222,26 @@ def test_checkpointing_is_switched_off_below() -> None:
     assert checkpoint_blocks(model, layout_of(model), enabled=True) == 2
     flags = [block.gradient_checkpointing for block in decoder_blocks(model, layout_of(model))]
     assert flags == [False, False, True, True]
+
+
+def test_blocks_that_cannot_be_checkpointed() -> None:
+    """As in models with remote code: refused where it was asked for, left alone where it was not."""
+    model = tiny_model()
+    layout = layout_of(model)
+    blocks = decoder_blocks(model, layout)
+    assert checkpoint_blocks(model, layout, enabled=True) == 0
+    blocks[0] = torch.nn.Identity()
+    with pytest.raises(UsageError) as caught:
+        checkpoint_blocks(model, layout, enabled=True)
+    assert caught.value.message == (
+        "spec.training.gradientCheckpointing: Identity does not support it; set it to false"
+    )
+    checkpoint_blocks(model, layout, enabled=False)
+    assert [block.gradient_checkpointing for block in blocks[1:]] == [False, False, False]
+
+
+def test_blocks_that_are_gone() -> None:
+    model = tiny_model()
+    layout = replace(layout_of(model), blocks="model.norm")
+    with pytest.raises(InternalError, match=r"^model\.norm is no longer the list of decoder blocks$"):
+        decoder_blocks(model, layout)

@@ -33,8 +33,7 @@ def uploads(
         yield None
         dist.barrier()
         return
-    ours = NodeCheckpoints(checkpoints, context.store, attempt, node, nodes) if nodes > 1 else checkpoints
-    uploader = BackgroundUploader(ours, keep)
+    uploader = BackgroundUploader(NodeCheckpoints(checkpoints, context.store, attempt, node, nodes), keep)
     try:
         yield uploader
     except BaseException:
@@ -49,18 +48,12 @@ def uploads(
 
 def download_checkpoint(context: RunContext, checkpoints: CheckpointStore, folder: Path) -> Path | None:
     """The checkpoint to continue from, on this node's disk. Rank 0 decides which one for all."""
-    chosen: list[int | None] = [None]
-    if context.is_main:
-        newest = checkpoints.newest_complete()
-        usable = checkpoints.download(newest, folder) if newest is not None else None
-        chosen = [usable.step if usable is not None else None]
+    chosen = [_download_newest(checkpoints, folder) if context.is_main else None]
     if context.world_size > 1:
         dist.broadcast_object_list(chosen, src=0)
     step = chosen[0]
     if step is not None and context.local_rank == 0 and not context.is_main:
-        newest = checkpoints.newest_complete()
-        usable = checkpoints.download(newest, folder) if newest is not None else None
-        if usable is None or usable.step != step:
+        if _download_newest(checkpoints, folder) != step:
             raise InternalError(f"this node cannot read the checkpoint of step {step} that rank 0 continues from")
     if context.world_size > 1:
         dist.barrier()
@@ -68,3 +61,9 @@ def download_checkpoint(context: RunContext, checkpoints: CheckpointStore, folde
         return None
     logger.info("continuing from the checkpoint of step %d", step)
     return folder
+
+
+def _download_newest(checkpoints: CheckpointStore, folder: Path) -> int | None:
+    newest = checkpoints.newest_complete()
+    usable = checkpoints.download(newest, folder) if newest is not None else None
+    return usable.step if usable is not None else None

@@ -8,19 +8,25 @@ that node K has uploaded and its files: threads that upload beside the training 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from finetune_trainer.checkpoint.store import CheckpointRef, CheckpointStore
 from finetune_trainer.contract import FileEntry
+from finetune_trainer.contract.base import ContractModel
 from finetune_trainer.errors import Unavailable
 from finetune_trainer.storage import ObjectStore, S3Uri
 
 NODE_SECONDS = 1800.0
 """How long the first node waits for the files of another one, once it has uploaded its own."""
 _POLL_SECONDS = 1.0
+
+
+class _Part(ContractModel):
+    """What a node says of itself: its files of the newest checkpoint that it has uploaded."""
+
+    step: int
+    files: tuple[FileEntry, ...]
 
 
 class NodeCheckpoints:
@@ -49,8 +55,7 @@ class NodeCheckpoints:
         """
         files = self._checkpoints.upload_files(step, folder)
         if self._node:
-            part = {"step": step, "files": [entry.model_dump(by_alias=True, mode="json") for entry in files]}
-            self._store.put_bytes(self._part(self._node), json.dumps(part).encode())
+            self._store.put_bytes(self._part(self._node), _Part(step=step, files=files).to_json().encode())
             return None
         for node in range(1, self._nodes):
             files += self._files_of(node, step)
@@ -67,17 +72,14 @@ class NodeCheckpoints:
         deadline = time.monotonic() + self._patience
         while True:
             part = self._read(node)
-            if part["step"] == step:
-                return tuple(FileEntry.model_validate(entry) for entry in part["files"])
-            if part["step"] > step:
-                raise Unavailable(f"node {node} left out the checkpoint of step {step} for one of step {part['step']}")
+            if part is not None and part.step >= step:
+                if part.step > step:
+                    raise Unavailable(f"node {node} left out the checkpoint of step {step} for one of step {part.step}")
+                return part.files
             if time.monotonic() > deadline:
                 raise Unavailable(f"node {node} did not upload its part of the checkpoint of step {step} in time")
             time.sleep(_POLL_SECONDS)
 
-    def _read(self, node: int) -> dict[str, Any]:
+    def _read(self, node: int) -> _Part | None:
         uri = self._part(node)
-        if not self._store.exists(uri):
-            return {"step": -1, "files": []}
-        content: dict[str, Any] = json.loads(self._store.get_bytes(uri))
-        return content
+        return _Part.model_validate_json(self._store.get_bytes(uri)) if self._store.exists(uri) else None

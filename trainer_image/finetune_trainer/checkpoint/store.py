@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -61,21 +60,19 @@ class CheckpointStore:
         self._attempt = attempt
         self._corrupt: dict[int, str] = {}
 
-    def upload(self, step: int, folder: Path, world_size: int, extra: Mapping[str, Any] | None = None) -> CheckpointRef:
+    def upload(self, step: int, folder: Path, world_size: int) -> CheckpointRef:
         """Upload the files of all ranks, which lie in one folder, and then the manifest.
 
         Where each node has its own disk: every node calls `upload_files` on its ranks' files, and when all have
         done so one of them calls `commit` with all their entries.
         """
-        return self.commit(step, self.upload_files(step, folder), world_size, extra)
+        return self.commit(step, self.upload_files(step, folder), world_size)
 
     def upload_files(self, step: int, folder: Path) -> tuple[FileEntry, ...]:
         """Upload the files of this node's ranks. They are no checkpoint before `commit`."""
         return self._store.put_files(folder, self._folder(step))
 
-    def commit(
-        self, step: int, files: tuple[FileEntry, ...], world_size: int, extra: Mapping[str, Any] | None = None
-    ) -> CheckpointRef:
+    def commit(self, step: int, files: tuple[FileEntry, ...], world_size: int) -> CheckpointRef:
         """Make a checkpoint of the files that all nodes uploaded, once the store lists each with its size."""
         manifest = CheckpointManifest(
             uid=self._uid,
@@ -85,7 +82,6 @@ class CheckpointStore:
             config_sha256=self._digest,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             files=tuple(sorted(files, key=lambda entry: entry.path)),
-            extra=dict(extra or {}),
         )
         uri = self._folder(step)
         self._store.put_manifest(uri, manifest.files, manifest.to_json().encode())
