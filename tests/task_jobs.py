@@ -105,7 +105,10 @@ def run_task(
     before = task.score_base(model)
     set_seed(config.training.seed)
     tuned = apply_method(model, base.layout, base.selection, config)
-    checkpoint_blocks(tuned.model, base.layout, enabled=config.training.gradient_checkpointing)
+    training = config.training
+    checkpoint_blocks(
+        tuned.model, base.layout, enabled=training.gradient_checkpointing, offload=training.offload_activations
+    )
     stop = StopCallback()
     callbacks = [CheckpointCallback(config.checkpoints, None, 1), stop]
     arguments = training_arguments(config, output, device, {})

@@ -16,7 +16,7 @@ from finetune_trainer.contract.vocabulary import LoraBias
 from finetune_trainer.data import Collator
 from finetune_trainer.layers import checkpoint_blocks, layout_of
 from finetune_trainer.methods import Start, TunedModel, apply_method, check_adapters, check_method
-from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
+from finetune_trainer.methods.prompts import POSITIONS
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import empty_model, load_model, read_config
 from finetune_trainer.training import FinetuneTrainer, training_arguments
@@ -162,7 +162,7 @@ def collator_of(config: TrainerConfig) -> Callable[[list[Any]], dict[str, Any]]:
 
     def collate(rows: list[Any]) -> dict[str, Any]:
         batch = collator(rows)
-        if config.method in PROMPT_METHODS:
+        if config.method in POSITIONS:
             del batch["position_ids"]
         return batch
 
@@ -189,7 +189,14 @@ def fit(
     set_seed(config.training.seed)
     model = load_model(folder, config, layout, selection, torch.device("cpu"))
     tuned = apply_method(model, layout, selection, config, start_of(folder, rows, resume))
-    checkpoint_blocks(tuned.model, layout, enabled=config.training.gradient_checkpointing)
+    training = config.training
+    checkpoint_blocks(
+        tuned.model,
+        layout,
+        enabled=training.gradient_checkpointing,
+        blocks=training.recomputed_blocks,
+        offload=training.offload_activations,
+    )
     before = snapshot(tuned.model)
     stop = StopCallback()
     parts = TrainerParts(

@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": {"last": 3, "also": ["norm"], "unfreeze": {"every": 1, "unit": "epoch", "order": "bottom-up"}},
     },
     "qlora": {"method": "qlora", "layers": {"all": True}, "training": {"optimizer": "adamw_8bit"}},
+    "fp8": {"method": "qlora", "quantization": {"type": "fp8"}, "training": {"precision": "bf16"}},
 }
 
 

@@ -175,6 +175,22 @@ def test_a_finished_adapter_is_not_trained_again(
     assert store.exists(folder_uri.child("runs", "uid-2", "adapters", "b", "adapter", "adapter_config.json"))
 
 
+def test_an_adapter_that_missed_its_gate_is_not_finished(
+    inputs: Path, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    """Its artefact is written, but no other attempt goes past it to the next one."""
+    gates = {"compare_with_base": False, "gates": [{"metric": "perplexity", "max": 1.5}]}
+    config = job(inputs, folder_uri, [{"name": "a"}, {"name": "b"}], evaluation=gates)
+    run_uri = S3Uri.parse(config.run_uri)
+    for attempt in (1, 2):
+        again = config.model_copy(update={"job": config.job.model_copy(update={"attempt": attempt})})
+        with pytest.raises(UsageError, match=r"^adapter a: spec\.evaluation\.gates: perplexity is ") as caught:
+            run(again, store, tmp_path / f"{attempt}")
+        assert caught.value.reason == "GateNotMet"
+        assert store.exists(run_uri.child("adapters", "a", "manifest.json"))
+    assert not store.list(run_uri.child("adapters", "b"))
+
+
 def test_wrong_words_of_a_later_adapter_are_found_before_the_first_is_trained(
     inputs: Path, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
 ) -> None:

@@ -7,9 +7,9 @@ from tests.unit.checkpoint.test_nodes import (
     config,
     make_node,
     test_a_step_that_another_node_left_out_is_no_checkpoint,
+    test_a_step_that_the_first_node_left_out_is_not_uploaded,
     test_the_files_of_all_nodes_become_one_checkpoint,
-    test_the_first_node_reads_what_the_other_has_only_just_written,
-    test_what_an_earlier_attempt_uploaded_does_not_count,
+    test_what_an_earlier_run_uploaded_does_not_count,
 )
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "config",
     "make_node",
     "test_a_step_that_another_node_left_out_is_no_checkpoint",
+    "test_a_step_that_the_first_node_left_out_is_not_uploaded",
     "test_the_files_of_all_nodes_become_one_checkpoint",
-    "test_the_first_node_reads_what_the_other_has_only_just_written",
-    "test_what_an_earlier_attempt_uploaded_does_not_count",
+    "test_what_an_earlier_run_uploaded_does_not_count",
 ]

@@ -103,7 +103,7 @@ CHAINS: dict[str, tuple[Moment, ...]] = {
         Moment("gradients are clipped", "torch.nn.utils:clip_grad_norm_", stops_at=6),
         Moment("the tuned model is evaluated", EVALUATE, 4, newest=STEPS),
         Moment("answers are written", ANSWER, 2, newest=STEPS),
-        Moment("rank 0 writes the result", "torch.distributed:broadcast_object_list", 2, code=0, newest=STEPS),
+        Moment("rank 0 writes the result", "torch.distributed:broadcast_object_list", 3, code=0, newest=STEPS),
     ),
 }
 

@@ -138,7 +138,7 @@ def test_a_missing_object_is_named(store: ObjectStore, folder_uri: S3Uri, tmp_pa
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("AWS_ACCESS_KEY_ID", "AKIAWRONGWRONGWRONG0", "access key is not known"),
+        ("AWS_ACCESS_KEY_ID", "AKIAWRONGWRONGWRONG0", "access key is not known"),  # allow-secret: made up
         ("AWS_SECRET_ACCESS_KEY", "wrong-secret-wrong-secret-wrong-secret", "secret key does not belong"),
     ],
 )

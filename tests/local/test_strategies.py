@@ -58,7 +58,10 @@ METHODS: Mapping[str, dict[str, Any]] = {
         "training": {"weight_decay": 0.1, "gradient_checkpointing": True},
     },
     "freeze": {"method": "freeze", "layers": {"last": 2, "also": ["lm_head"]}, "training": {"learning_rate": 3e-4}},
-    "full": {"method": "full", "training": {"learning_rate": 1e-4}},
+    "full": {
+        "method": "full",
+        "training": {"learning_rate": 1e-4, "gradient_checkpointing": True, "offload_activations": True},
+    },
     "qlora": {"method": "qlora", "layers": {"last": 2}},
     "prompt": {"method": "prompt", "prompt": {"virtual_tokens": 4}, "training": {"learning_rate": 1e-2}},
 }

@@ -29,6 +29,7 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "bias": "none"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "unfreeze": ("llama", {"method": "freeze", "layers": UNFREEZE}),
     "eva": ("llama", {"method": "lora", "lora": {**LORA, "variant": "eva"}, "layers": {"last": 2}}),
+    "fp8": ("llama", {"method": "qlora", "quantization": {"type": "fp8"}, "layers": {"last": 2}}),
     "adapters": (
         "llama",
         {"method": "lora", "lora": {**LORA, "variant": "standard"}, "layers": {"last": 2}},

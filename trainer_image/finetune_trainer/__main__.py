@@ -18,6 +18,7 @@ from finetune_trainer import logs, termination
 from finetune_trainer.contract import CONFIG_PATH, ExitCode, RunResult, TerminationMessage, TrainerConfig
 from finetune_trainer.errors import ConfigError, Preempted, TrainerError, UsageError
 from finetune_trainer.explain import PEER_LOST, explain
+from finetune_trainer.imports import not_needed, without
 from finetune_trainer.preemption import NOTHING_LOST, PEERS_LEFT, StopRequest, heeding_signals
 
 _SHOWN_ERRORS = 5
@@ -74,11 +75,12 @@ def read_config(path: Path) -> TrainerConfig:
 def _run(config_path: Path, stop: StopRequest, rank: int) -> RunResult:
     config = read_config(config_path)
     # These take seconds to import; a broken configuration is told at once.
-    from finetune_trainer.context import RunContext
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.storage import ObjectStore
-    from finetune_trainer.train import run
-    from finetune_trainer.workspace import Workspace
+    with without(not_needed(config)):
+        from finetune_trainer.context import RunContext
+        from finetune_trainer.progress import ProgressReporter
+        from finetune_trainer.storage import ObjectStore
+        from finetune_trainer.train import run
+        from finetune_trainer.workspace import Workspace
 
     world_size = _from_env("WORLD_SIZE", 1)
     local_rank = _from_env("LOCAL_RANK", 0)
@@ -127,6 +129,8 @@ def _fail(error: BaseException, path: Path) -> int:
 
 def _success(result: RunResult) -> TerminationMessage:
     message = f"trained {result.trainable_parameters:,} of {result.total_parameters:,} parameters; {result.uri}"
+    if result.reused:
+        message = f"nothing was trained: {result.uri} is the result of the same spec; output.reuse: false trains again"
     return TerminationMessage(exit_code=int(ExitCode.OK), reason="Completed", message=message, result=result)
 
 

@@ -8,7 +8,15 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from finetune_trainer.errors import DiskFull, GpuMemoryError, InternalError, Preempted, TrainerError, Unavailable
+from finetune_trainer.errors import (
+    DiskFull,
+    GpuMemoryError,
+    InternalError,
+    Preempted,
+    TrainerError,
+    Unavailable,
+    UsageError,
+)
 from finetune_trainer.workspace import is_full_disk
 
 PEER_LOST = "PeerLost"
@@ -53,6 +61,13 @@ def _known(error: BaseException) -> TrainerError | None:
             f"the connection to another process of this run was lost: {_brief(error)}; look for the failure of the"
             " other process, or at the network between the nodes",
             reason=PEER_LOST,
+        )
+    if _is_instance(error, "_pickle", "UnpicklingError"):
+        return UsageError(
+            f"the checkpoint holds more than numbers, and might run code when it is read: {_brief(error)}; this trainer"
+            " did not write it like that: see who may write to output.uri, delete the checkpoint, or set"
+            " checkpoints.resume: never",
+            reason="UnsafeCheckpoint",
         )
     if is_full_disk(error):
         assert isinstance(error, OSError)

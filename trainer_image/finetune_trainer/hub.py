@@ -23,7 +23,7 @@ _WAITS = (2.0, 8.0)
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_ADVICE = "name a Secret with a token that may read it in model.tokenSecretRef (variable HF_TOKEN)"
+_ADVICE = "name a Secret with a token that may read it in model.tokenSecretRef (variable HF_TOKEN)"
 
 
 def download(
@@ -94,7 +94,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> TrainerError:
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     if isinstance(error, hub.GatedRepoError):
         return PermissionDenied(
-            f"{name} is gated: accept its licence at {endpoint} with your account, and {_TOKEN_ADVICE}",
+            f"{name} is gated: accept its licence at {endpoint} with your account, and {_ADVICE}",
             reason="ModelGated",
         )
     if isinstance(error, hub.RevisionNotFoundError):
@@ -104,7 +104,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> TrainerError:
     if status in (401, 403):
         return PermissionDenied(
             f"{endpoint} does not give out {name} (HTTP {status}): it does not exist, or it is private; check the name,"
-            f" or {_TOKEN_ADVICE}"
+            f" or {_ADVICE}"
         )
     if status == 404 or isinstance(error, hub.RemoteEntryNotFoundError):
         return InputMissing(f"{name} has no such file at {endpoint}: {_first_line(error)}")

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_trainer.contract import ModelLayout, ParameterInfo, ParameterKind
 from finetune_trainer.errors import InternalError, UsageError
+from finetune_trainer.fast.offload import Offload
 
 
 def layout_of(model: PreTrainedModel) -> ModelLayout:
@@ -169,15 +170,19 @@ def _after_blocks(model: nn.Module, layout: ModelLayout) -> set[int]:
     return {id(p) for path in modules if path for p in base.get_submodule(path).parameters()}
 
 
-def checkpoint_blocks(model: nn.Module, layout: ModelLayout, *, enabled: bool) -> int:
-    """Recompute activations in the backward pass of exactly the blocks that have one; returns the lowest of them.
+def checkpoint_blocks(
+    model: nn.Module, layout: ModelLayout, *, enabled: bool, blocks: int | None = None, offload: bool = False
+) -> int:
+    """Recompute activations in the backward pass of exactly the blocks that have one, or of so many of the lowest of
+    them; returns the lowest of them. With `offload`, their inputs are kept in host memory, for which this function is
+    to be called again without it when nothing is trained any more.
 
     transformers and PEFT switch it on for all blocks and make the embeddings' output require a gradient, which sends
     the backward pass through every frozen block below. The reentrant form of checkpointing needs that; this one does
     not.
     """
     lowest = lowest_differentiated_block(model, layout)
-    function = partial(checkpoint, use_reentrant=False)
+    function = Offload() if enabled and offload else partial(checkpoint, use_reentrant=False)
     block: Any
     for index, block in enumerate(decoder_blocks(model, layout)):
         if not hasattr(block, "gradient_checkpointing"):
@@ -186,6 +191,6 @@ def checkpoint_blocks(model: nn.Module, layout: ModelLayout, *, enabled: bool) -
                     f"spec.training.gradientCheckpointing: {type(block).__name__} does not support it; set it to false"
                 )
             continue
-        block.gradient_checkpointing = enabled and index >= lowest
+        block.gradient_checkpointing = enabled and index >= lowest and (blocks is None or index < lowest + blocks)
         block._gradient_checkpointing_func = function
     return lowest

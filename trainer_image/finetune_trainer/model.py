@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,12 +20,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune_trainer.contract import ModelLayout, Selection, TrainerConfig
+from finetune_trainer.contract import MAX_BLOCKS, ModelLayout, Selection, TrainerConfig
 from finetune_trainer.contract.heads import outputs_of
 from finetune_trainer.contract.vocabulary import Method, Precision
 from finetune_trainer.errors import InputMissing, UsageError
 from finetune_trainer.heads.module import classifier_options, install_head
 from finetune_trainer.methods.qlora import prepare_quantized, quantization_of
+
+# What a library makes of a file that is not what it should be is whatever Python raises for the expression.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    StrictDataclassError,
+)
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
@@ -43,10 +56,13 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
             f"spec.model.uri: {folder.name} has {found}; save the model with save_pretrained, which writes safetensors"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
+    except UNREADABLE as error:
         raise UsageError(f"spec.model.uri: transformers cannot read config.json of {folder.name}: {error}") from error
     assert isinstance(config, PreTrainedConfig)
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(blocks, int) and blocks > MAX_BLOCKS:
+        raise UsageError(f"spec.model.uri: config.json says {blocks} blocks; at most {MAX_BLOCKS} are built")
     if config.is_encoder_decoder:
         raise UsageError(
             f"spec.model.uri: {config.model_type} is an encoder-decoder; use a decoder-only language model"
@@ -62,7 +78,7 @@ def empty_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, AttributeError, TypeError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"spec.model.uri: no language model can be built from its config.json: {error}") from error
     assert isinstance(model, PreTrainedModel)
     return model
@@ -74,8 +90,11 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     Raises InputMissing where there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
+    except Exception as error:
+        # The tokenizers library raises Exception itself, and nothing narrower.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
         raise InputMissing(f"spec.model.uri: no usable tokenizer in {folder.name}: {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if tokenizer.eos_token_id is None:
@@ -122,7 +141,7 @@ def load_model(
             trust_remote_code=config.model.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputMissing(f"spec.model.uri: the weights in {folder.name} cannot be read: {error}") from error
     assert isinstance(model, PreTrainedModel)
     if config.parallelism.divides_weights:

@@ -19,13 +19,14 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 
 URL_VARIABLE = "KUBEFLOW_TRAINER_SERVER_URL"
 CA_VARIABLE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
-TOKEN_VARIABLE = "KUBEFLOW_TRAINER_SERVER_TOKEN"
+TOKEN_VARIABLE = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # nosec B105  # name of a variable
 
 _INTERVAL_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
@@ -167,6 +168,9 @@ class HttpProgressReporter(ProgressReporter):
             with self._opener().open(request, timeout=self._timeout) as answer:
                 answer.read(1)
         except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.GONE:
+                logger.debug("progress is no longer wanted: this attempt has been ended")
+                return
             # Once is enough: the run goes on, and its result does not depend on reports.
             logger.log(logging.DEBUG if self._warned else logging.WARNING, "progress was not reported: %s", error)
             self._warned = True

@@ -6,7 +6,6 @@ Everything ends as files on the local disk that were looked at before anything i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from finetune_trainer.contract.config import ModelConfig
+from finetune_trainer.contract.manifest import stays_inside
 from finetune_trainer.datafiles import ENDINGS, READABLE, data_suffix
 from finetune_trainer.errors import InputMissing, UsageError
+from finetune_trainer.model_files import check_model, what_is_there
 from finetune_trainer.storage import ObjectStore, S3Uri, in_parallel
 from finetune_trainer.workspace import Workspace
 
@@ -27,11 +28,9 @@ DEFAULT_PVC_ROOT = "/mnt/pvc"
 
 _MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md", "LICENSE*")
 _CODE_PATTERN = "*.py"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _REPO_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
-_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ def fetch_model(config: ModelConfig, store: ObjectStore, workspace: Workspace) -
         folder = workspace.models / _folder_name(config.uri)
         fetched = _from_s3(S3Uri.parse(config.uri), folder, store, workspace, lambda name: _matches(name, patterns))
         if not fetched:
-            raise InputMissing(f"there is no model at {config.uri}: {_what_is_there(_names_in_s3(config.uri, store))}")
-        _check_model(config.uri, folder, _names_in_s3(config.uri, store))
+            raise InputMissing(f"there is no model at {config.uri}: {what_is_there(_names_in_s3(config.uri, store))}")
+        check_model(config.uri, folder, _names_in_s3(config.uri, store))
         return ModelFiles(folder, None)
     folder = _local(config.uri, scheme, rest)
     if not folder.is_dir():
         raise InputMissing(f"there is no folder {folder} ({config.uri}); a model is a folder with config.json")
-    _check_model(config.uri, folder, _names_in(folder))
+    check_model(config.uri, folder, _names_in(folder))
     return ModelFiles(folder, None)
 
 
@@ -97,7 +96,7 @@ def fetch_dataset(uri: str, store: ObjectStore, workspace: Workspace) -> list[Pa
 def _model_from_hub(config: ModelConfig, repo: str, workspace: Workspace) -> ModelFiles:
     mirrored = _mirrored(repo)
     if mirrored is not None:
-        _check_model(config.uri, mirrored, _names_in(mirrored))
+        check_model(config.uri, mirrored, _names_in(mirrored))
         return ModelFiles(mirrored, None)
     # Its import takes a third of a second, and only this source needs it.
     from finetune_trainer import hub
@@ -112,7 +111,7 @@ def _model_from_hub(config: ModelConfig, repo: str, workspace: Workspace) -> Mod
     names = _names_in(folder)
     if not any(name.endswith(".safetensors") for name in names):
         names = hub.list_files(repo, "model", revision=commit)
-    _check_model(config.uri, folder, names)
+    check_model(config.uri, folder, names)
     return ModelFiles(folder, commit)
 
 
@@ -122,7 +121,7 @@ def _dataset_from_hub(uri: str, rest: str, workspace: Workspace) -> list[Path]:
         raise UsageError(f"{uri!r} names a model; write a data set as hf://datasets/org/name[/path]")
     parts = name.split("/")
     repo, inside = _repo(uri, "/".join(parts[:2])), "/".join(parts[2:])
-    if inside and not _stays_inside(inside):
+    if inside and not stays_inside(inside):
         raise UsageError(f"{uri!r}: the path may not leave the repository", reason="InvalidURI")
     folder = _mirrored(f"datasets/{repo}")
     if folder is None:
@@ -137,7 +136,7 @@ def _dataset_from_hub(uri: str, rest: str, workspace: Workspace) -> list[Path]:
         _require_data_suffix(uri, path.name)
         return [path]
     if not path.is_dir():
-        raise InputMissing(f"{uri} does not exist: {_what_is_there(_names_in(folder))}")
+        raise InputMissing(f"{uri} does not exist: {what_is_there(_names_in(folder))}")
     return _data_files(uri, path)
 
 
@@ -147,56 +146,13 @@ def _from_s3(
     """Download the wanted objects of a folder. Returns the paths, sorted."""
     chosen = [(child, uri.relative(child), size) for child, size in store.list(uri) if wanted(uri.relative(child))]
     for child, name, _ in chosen:
-        if not _stays_inside(name):
+        if not stays_inside(name):
             raise UsageError(f"{child}: the object's name leads out of its folder; rename it", reason="InvalidURI")
     workspace.require_free(sum(size for _, _, size in chosen), what=str(uri))
     # What lies there is of an earlier attempt, and perhaps of other content.
     shutil.rmtree(folder, ignore_errors=True)
     in_parallel(store, chosen, lambda item: store.get_file(item[0], folder / item[1]))
     return [folder / name for _, name, _ in chosen]
-
-
-def _check_model(uri: str, folder: Path, names: list[str]) -> None:
-    """Refuse what is no model, or none that may be loaded. `names` is what the source holds, fetched or not."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise InputMissing(f"{uri} is no model: it has no config.json; {_what_is_there(names)}", reason="ModelMissing")
-    try:
-        parsed = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UsageError(f"config.json of {uri} is not JSON: {error}", reason="InvalidModel") from error
-    if not isinstance(parsed, dict):
-        raise UsageError(f"config.json of {uri} is not a JSON object", reason="InvalidModel")
-    weights = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    pickles = [name for name in names if "/" not in name and name.endswith(_PICKLES)]
-    if not weights and pickles:
-        raise UsageError(
-            f"{uri} has its weights only as pickle files ({', '.join(pickles[:3])}), which may run any code when they"
-            " are loaded; convert them to safetensors (save_pretrained of transformers writes these) or name a revision"
-            " that has them",
-            reason="UnsafeWeights",
-        )
-    if not weights:
-        raise InputMissing(f"{uri} has no *.safetensors; {_what_is_there(names)}", reason="ModelMissing")
-    _check_shards(uri, folder)
-
-
-def _check_shards(uri: str, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"{index.name} of {uri} is not an index of weights: {error!r}", reason="InvalidModel"
-        ) from error
-    missing = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
-    if missing:
-        raise InputMissing(
-            f"{uri} is incomplete: {len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}",
-            reason="ModelMissing",
-        )
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -219,7 +175,7 @@ def _local(uri: str, scheme: str, rest: str) -> Path:
         return path
     claim, _, inside = rest.partition("/")
     inside = inside.strip("/")
-    if not _CLAIM.fullmatch(claim) or (inside and not _stays_inside(inside)):
+    if not _CLAIM.fullmatch(claim) or (inside and not stays_inside(inside)):
         raise UsageError(f"{uri!r}: write pvc://claim/path, where the path has no '..'", reason="InvalidURI")
     root = Path(os.environ.get(PVC_ROOT_VARIABLE) or DEFAULT_PVC_ROOT) / claim
     if not root.is_dir():
@@ -241,10 +197,6 @@ def _mirrored(name: str) -> Path | None:
     mirror = os.environ.get(MIRROR_VARIABLE)
     folder = Path(mirror) / name if mirror else None
     return folder if folder is not None and folder.is_dir() else None
-
-
-def _stays_inside(path: str) -> bool:
-    return not path.startswith("/") and "\\" not in path and all(p not in ("", ".", "..") for p in path.split("/"))
 
 
 def _model_patterns(config: ModelConfig) -> tuple[str, ...]:
@@ -272,24 +224,18 @@ def _data_files(uri: str, folder: Path) -> list[Path]:
 
 def _at_least_one(uri: str, found: list[Path], names: Callable[[], list[str]]) -> list[Path]:
     if not found:
-        raise InputMissing(f"{uri} holds no data file ({READABLE}): {_what_is_there(names())}", reason="DatasetMissing")
+        raise InputMissing(f"{uri} holds no data file ({READABLE}): {what_is_there(names())}", reason="DatasetMissing")
     return found
 
 
 def _names_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    # Path.is_file fails where a folder may be listed but not entered; what is in it cannot be read, and is no file.
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if os.path.isfile(path))
 
 
 def _names_in_s3(uri: str, store: ObjectStore) -> list[str]:
     target = S3Uri.parse(uri)
     return [target.relative(child) for child, _ in store.list(target)]
-
-
-def _what_is_there(names: list[str]) -> str:
-    if not names:
-        return "nothing is there"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"there is {', '.join(names[:_LISTED])}{more}"
 
 
 def _folder_name(uri: str) -> str:

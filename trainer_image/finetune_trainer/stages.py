@@ -14,12 +14,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
-from torch import distributed as dist
 from transformers import PreTrainedModel
 
 from finetune_trainer.context import RunContext
@@ -28,14 +26,15 @@ from finetune_trainer.contract.manifest import AdapterRecord, DataReport
 from finetune_trainer.contract.outcome import AdapterResult
 from finetune_trainer.contract.vocabulary import LoraBias, Method
 from finetune_trainer.data import PreparedData
+from finetune_trainer.distributed import shared_by_all
 from finetune_trainer.errors import InputMissing, InternalError, TrainerError
+from finetune_trainer.evaluation import missed_gates
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.lora import RESIDUAL_VARIANTS, quiet_peft
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.results.save import Base, make_latest, now
+from finetune_trainer.results.pointers import is_complete, name_run
+from finetune_trainer.results.save import Base, now
 from finetune_trainer.storage import MANIFEST, S3Uri
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -162,15 +161,16 @@ def tune_adapters(
             raise InternalError(f"adapter {stage.config.adapter} was written, but is not at {stage.config.run_uri}")
         finished.append(known)
     context.stop.hold()
-    return _shared_by_all(context, lambda: _save(config, context, finished))
+    return shared_by_all(context, lambda: _save(config, context, finished))
 
 
 def _agreed(context: RunContext, stage: Stage) -> FinishedAdapter | None:
-    return _shared_by_all(context, lambda: find_finished(context, stage.config))
+    return shared_by_all(context, lambda: find_finished(context, stage.config))
 
 
 def find_finished(context: RunContext, config: TrainerConfig) -> FinishedAdapter | None:
-    """The result of a stage, if its manifest is of this job and configuration and all files that it lists are there."""
+    """The result of a stage, if its manifest is of this job and configuration, all files that it lists are there, and
+    it meets the gates: what missed them was written as well, and is judged again, as that of a job of its own."""
     uri = S3Uri.parse(config.run_uri)
     try:
         content = context.store.get_bytes(uri.child(MANIFEST))
@@ -181,22 +181,14 @@ def find_finished(context: RunContext, config: TrainerConfig) -> FinishedAdapter
     except ValidationError as error:
         logger.warning("%s cannot be read, so the adapter is trained anew: %s", uri.child(MANIFEST), error)
         return None
-    sizes = {uri.relative(child): size for child, size in context.store.list(uri)}
-    complete = all(sizes.get(entry.path) == entry.size_bytes for entry in manifest.files)
-    if not (same and complete and manifest.uid == config.job.uid):
+    if not (same and manifest.uid == config.job.uid and is_complete(context.store, uri, manifest)):
+        return None
+    metrics = manifest.evaluation.tuned if manifest.evaluation is not None else {}
+    if missed := missed_gates(config.evaluation, metrics):
+        logger.warning("adapter %s missed a gate before: %s", config.adapter, "; ".join(missed))
         return None
     assert config.adapter is not None
     return FinishedAdapter(config.adapter, manifest, hashlib.sha256(content).hexdigest(), len(content))
-
-
-def _shared_by_all(context: RunContext, work: Callable[[], T]) -> T:
-    """Do work in rank 0, for all."""
-    answer: list[T] = [work()] if context.is_main else []
-    if context.world_size == 1:
-        return answer[0]
-    sent: list[Any] = [*answer] or [None]
-    dist.broadcast_object_list(sent, src=0)
-    return cast("T", sent[0])
 
 
 def _save(config: TrainerConfig, context: RunContext, finished: Sequence[FinishedAdapter]) -> RunResult:
@@ -227,7 +219,7 @@ def _save(config: TrainerConfig, context: RunContext, finished: Sequence[Finishe
         }
     )
     sha256 = context.store.put_manifest(S3Uri.parse(config.run_uri), tuple(files), manifest.to_json().encode())
-    make_latest(config, context, sha256)
+    name_run(config, context.store, sha256, now())
     return RunResult(
         uri=config.run_uri,
         manifest_sha256=sha256,

@@ -14,7 +14,7 @@ from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples
 from finetune_trainer.data.samples import IGNORED_LABEL
 from finetune_trainer.errors import InternalError
 from finetune_trainer.evaluation import HeldOutScores, score
-from finetune_trainer.methods.prompts import METHODS as PROMPT_METHODS
+from finetune_trainer.methods.prompts import POSITIONS
 from finetune_trainer.training import FinetuneTrainer
 from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 
@@ -117,7 +117,7 @@ def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Call
 
     def collate(rows: list[Any]) -> dict[str, Any]:
         batch = collator(rows)
-        if config.method in PROMPT_METHODS:
+        if config.method in POSITIONS:
             # PEFT counts positions itself, after its own.
             batch.pop("position_ids")
         return batch

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-import subprocess
+import subprocess  # nosec B404  # each call is judged by itself
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def _listed_by_nvidia_smi() -> int:
     if program is None:
         return 0
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # nosec B603  # a list, no shell
             [program, "-L"], capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):

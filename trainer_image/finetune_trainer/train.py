@@ -22,12 +22,14 @@ from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.checkpoint.exchange import download_checkpoint, uploads
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import RunResult, TrainerConfig
-from finetune_trainer.contract.selection import UnfreezeSchedule
+from finetune_trainer.contract.schedule import UnfreezeSchedule
 from finetune_trainer.data import PreparedData
 from finetune_trainer.distributed import (
     device_of,
     once_per_node,
+    patient_group,
     process_group,
+    shared_by_all,
     strategy_arguments,
 )
 from finetune_trainer.distributed.gather import as_the_base, whole_model
@@ -35,12 +37,15 @@ from finetune_trainer.errors import InternalError, Preempted
 from finetune_trainer.evaluation import (
     Judgement,
 )
+from finetune_trainer.fast.compile_cache import CompileCache
 from finetune_trainer.judge import Judge
 from finetune_trainer.layers import checkpoint_blocks, trained_parameters
 from finetune_trainer.methods import Start, TunedModel, apply_method
+from finetune_trainer.methods.qlora import check_device
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import autocast, load_model
 from finetune_trainer.preflight import check_job, fetch_inputs, prepare_stage
+from finetune_trainer.results.pointers import earlier_result
 from finetune_trainer.results.save import Base, Outcome, save_result
 from finetune_trainer.sanity import check_packing, group_of
 from finetune_trainer.stages import SharedBase, Stage, named, tune_adapters
@@ -63,15 +68,22 @@ def run(config: TrainerConfig, context: RunContext) -> RunResult:
         with named(stage):
             check_job(stage, context.world_size)
     device = device_of(context)
+    with process_group(context, device):
+        earlier = shared_by_all(context, lambda: earlier_result(config, context.store))
+        return earlier or _trained(config, context, device)
+
+
+def _trained(config: TrainerConfig, context: RunContext, device: torch.device) -> RunResult:
+    if config.quantization is not None:
+        check_device(config.quantization, device)
     inputs = once_per_node(context, "inputs", lambda: fetch_inputs(config, context))
     prepared = []
     for stage in config.stages():
         with named(stage):
             prepared.append(Stage(stage, *prepare_stage(stage, context, inputs)))
-    with process_group(context, device):
-        if config.adapters:
-            return tune_adapters(config, context, prepared, partial(tune, device=device))
-        return tune(config, context, prepared[0].base, prepared[0].data, device)
+    if config.adapters:
+        return tune_adapters(config, context, prepared, partial(tune, device=device))
+    return tune(config, context, prepared[0].base, prepared[0].data, device)
 
 
 # ---- the model ----
@@ -113,7 +125,7 @@ def tune(
     if context.is_main:
         _log_trained(tuned, base)
     # Anything below the lowest trained block gets no gradient, and nothing there is computed twice.
-    lowest = checkpoint_blocks(tuned.model, base.layout, enabled=config.training.gradient_checkpointing)
+    lowest = _checkpoint_blocks(config, base, tuned)
     logger.info("the backward pass ends at block %d of %d", lowest, base.layout.block_count)
 
     output = context.workspace.output / config.folder_name
@@ -127,6 +139,9 @@ def tune(
                 judge.base(trainer.forward_model)
 
     trainer = train(config, context, base, tuned, task, tensorboard, device, divided, checkpoints, resumed)
+    if config.training.offload_activations:
+        # Whatever follows has the host memory that was pinned.
+        checkpoint_blocks(tuned.model, base.layout, enabled=False)
     after = judge.tuned(trainer.forward_model)
     _report_evaluation(context, trainer, tensorboard, judge.before, after)
     trained = trainer.gather()
@@ -140,11 +155,22 @@ def tune(
         # What becomes of the result is for rank 0 to say, which alone knows how far it is.
         context.stop.hold()
     if context.world_size > 1:
-        dist.broadcast_object_list(result, src=0)
+        dist.broadcast_object_list(result, src=0, group=patient_group())
     if result[0] is None:
         raise InternalError("rank 0 sent no result")
     shared.keep(config, base.selection, tuned)
     return result[0]
+
+
+def _checkpoint_blocks(config: TrainerConfig, base: Base, tuned: TunedModel) -> int:
+    training = config.training
+    return checkpoint_blocks(
+        tuned.model,
+        base.layout,
+        enabled=training.gradient_checkpointing,
+        blocks=training.recomputed_blocks,
+        offload=training.offload_activations,
+    )
 
 
 def _log_trained(tuned: TunedModel, base: Base) -> None:
@@ -184,7 +210,7 @@ def train(
     stands on the GPUs, and nothing is trained yet. Raises Preempted when asked to stop."""
     folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback(context.stop.hold)
-    with uploads(context, checkpoints, config.checkpoints.keep, config.job.attempt) as uploader:
+    with uploads(context, checkpoints, config.checkpoints.keep) as uploader:
         parts = TrainerParts(
             tuned,
             base.layout,
@@ -193,6 +219,7 @@ def train(
             callbacks=[
                 *([ProgressCallback(context.progress), tensorboard] if context.is_main else []),
                 CheckpointCallback(config.checkpoints, uploader, context.world_size),
+                *([CompileCache(config, context, device)] if config.training.compile_cache else []),
                 stop,
             ],
             stop_requested=lambda: context.stop.requested,
@@ -220,7 +247,7 @@ def _unfreezing(
 ) -> ProgressiveUnfreezing:
     def changed() -> None:
         trainer.trained_changed()
-        checkpoint_blocks(tuned.model, base.layout, enabled=config.training.gradient_checkpointing)
+        _checkpoint_blocks(config, base, tuned)
 
     return ProgressiveUnfreezing(tuned.model, base.layout, base.selection, schedule, changed)
 

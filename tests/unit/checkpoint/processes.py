@@ -14,6 +14,8 @@ from finetune_trainer.storage import ObjectStore
 
 T = TypeVar("T")
 LIMIT_SECONDS = 10.0
+PATIENT = object()
+"""The group that waits for as long as an upload takes. Checkpoints use no other where one process works for all."""
 
 
 class Collectives:
@@ -25,7 +27,8 @@ class Collectives:
         self._said: list[Any] = [None] * size
         self.here = threading.local()
 
-    def barrier(self) -> None:
+    def barrier(self, group: object = None) -> None:
+        assert group is PATIENT
         self._barrier.wait()
 
     def all_gather_object(self, into: list[Any], value: Any) -> None:
@@ -34,7 +37,8 @@ class Collectives:
         into[:] = self._said
         self._barrier.wait()
 
-    def broadcast_object_list(self, values: list[Any], src: int) -> None:
+    def broadcast_object_list(self, values: list[Any], src: int, group: object = None) -> None:
+        assert group is PATIENT
         gathered: list[Any] = [None] * len(self._said)
         self.all_gather_object(gathered, list(values))
         values[:] = gathered[src]
@@ -58,6 +62,8 @@ def in_processes(
     group = Collectives(size)
     for module in ("finetune_trainer.checkpoint.exchange", "finetune_trainer.distributed.processes"):
         monkeypatch.setattr(f"{module}.dist", group if size > 1 else NoCollectives())
+
+    monkeypatch.setattr("finetune_trainer.distributed.processes._patient", PATIENT)
 
     def process(rank: int) -> T | BaseException:
         group.here.rank = rank

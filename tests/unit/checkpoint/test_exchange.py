@@ -140,6 +140,26 @@ def own_checkpoint(bench: Bench, context: RunContext, step: int) -> Path:
     return folder
 
 
+def told(bench: Bench) -> list[str]:
+    """What nodes tell each other: RUN/node-K.json."""
+    return [key.rpartition(".nodes/")[2] for key in bench.client.objects if ".nodes/" in key]
+
+
+def test_each_run_of_several_nodes_tells_anew(bench: Bench) -> None:
+    """Evicted pods come back as the same attempt: what they said before must not count, nor be kept."""
+    runs = []
+    for _ in range(2):
+
+        def work(context: RunContext) -> None:
+            with uploads(context, bench.checkpoints(), keep=2) as uploader:
+                assert uploader is not None
+                uploader.submit(5, own_checkpoint(bench, context, 5), context.world_size)
+
+        assert bench.run([0, 0], work) == [None, None]
+        runs.append({key.partition("/")[0] for key in told(bench)})
+    assert [len(run) for run in runs] == [1, 1] and runs[0] != runs[1]
+
+
 @each_group
 def test_nobody_leaves_before_all_nodes_files_are_a_checkpoint(bench: Bench, local_ranks: list[int]) -> None:
     slow = threading.Event()
@@ -147,7 +167,7 @@ def test_nobody_leaves_before_all_nodes_files_are_a_checkpoint(bench: Bench, loc
 
     def work(context: RunContext) -> tuple[bool, list[str]]:
         checkpoints = bench.checkpoints()
-        with uploads(context, checkpoints, keep=2, attempt=3) as uploader:
+        with uploads(context, checkpoints, keep=2) as uploader:
             if uploader is not None:
                 uploader.submit(5, own_checkpoint(bench, context, 5), context.world_size)
         newest = checkpoints.newest_complete()
@@ -157,13 +177,13 @@ def test_nobody_leaves_before_all_nodes_files_are_a_checkpoint(bench: Bench, loc
     firsts = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == 0]
     files = [f"rank-{rank}.pt" for rank in firsts]
     assert bench.run(local_ranks, work) == [(rank in firsts, files) for rank in range(len(local_ranks))]
-    notes = [key.rpartition(".nodes/")[2] for key in bench.client.objects if ".nodes/" in key]
-    assert notes == (["attempt-3/node-1.json"] if len(firsts) > 1 else []), "between nodes only"
+    notes = [key.rpartition("/")[2] for key in told(bench)]
+    assert sorted(notes) == (["node-0.json", "node-1.json"] if len(firsts) > 1 else []), "between nodes only"
 
 
 def test_as_many_are_kept_as_the_job_says(bench: Bench) -> None:
     def work(context: RunContext) -> None:
-        with uploads(context, bench.checkpoints(), keep=2, attempt=1) as uploader:
+        with uploads(context, bench.checkpoints(), keep=2) as uploader:
             assert uploader is not None
             for step in (1, 2, 3):
                 uploader.submit(step, make_checkpoint(bench.folder / f"{step}", step), 1)
@@ -179,7 +199,7 @@ class Stopped(BaseException):
 
 def failing_run(bench: Bench, held: list[BackgroundUploader]) -> BaseException:
     def work(context: RunContext) -> None:
-        with uploads(context, bench.checkpoints(), keep=1, attempt=1) as uploader:
+        with uploads(context, bench.checkpoints(), keep=1) as uploader:
             assert uploader is not None
             held.append(uploader)
             uploader.submit(5, make_checkpoint(bench.folder / "5", 5), 1)
@@ -224,7 +244,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_store_has_failed(bench: Bench
     bench.client.before = away
 
     def work(context: RunContext) -> None:
-        with uploads(context, bench.checkpoints(), keep=1, attempt=1) as uploader:
+        with uploads(context, bench.checkpoints(), keep=1) as uploader:
             assert uploader is not None
             uploader.submit(5, make_checkpoint(bench.folder / "5", 5), 1)
 

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.checkpoint import BackgroundUploader, CheckpointRef, CheckpointStore
+from finetune_trainer.contract import CheckpointManifest
 from finetune_trainer.errors import InternalError, PermissionDenied, Unavailable
 from finetune_trainer.storage import S3Uri
 from tests.unit.checkpoint.test_store import make_checkpoint
+
+MANIFEST = CheckpointManifest(
+    uid="uid", attempt=1, step=0, world_size=1, config_sha256="0" * 64, created_at="2026-01-01T00:00:00+00:00", files=()
+)
 
 
 class Recorder(CheckpointStore):
@@ -38,7 +43,7 @@ class Recorder(CheckpointStore):
         self.uploaded.append(step)
         self.world_sizes.append(world_size)
         # As on all nodes but the first: there the first one commits.
-        return CheckpointRef(step, S3Uri("bucket", f"step-{step}"), None) if self.commits else None  # type: ignore
+        return CheckpointRef(step, S3Uri("bucket", f"step-{step}"), MANIFEST) if self.commits else None
 
     def prune(self, keep: int) -> tuple[int, ...]:
         self.pruned.append(keep)

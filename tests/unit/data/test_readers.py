@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import pickle
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from finetune_trainer.data import json_array, readers, rows, textfile
 from finetune_trainer.data.readers import read_rows
 from finetune_trainer.datafiles import data_suffix
-from finetune_trainer.errors import DataError, InputMissing, TrainerError, UsageError
+from finetune_trainer.errors import DataError, InputMissing, TrainerError
 
 ROWS: list[dict[str, Any]] = [{"text": 'one, [1] "quoted" \\'}, {"text": "two\nlines {"}, {"text": "dréi 日本"}]
 
@@ -76,13 +74,6 @@ FILES = {
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, case: str) -> None:
     name, content = FILES[case]
     assert values(write(tmp_path / name, content)) == ROWS
-
-
-def test_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 200), path)
-    assert values(path) == ROWS * 200
-    assert [row.line for row in read_rows(path)] == list(range(1, 601))
 
 
 def test_text_is_a_row_a_line(tmp_path: Path) -> None:
@@ -228,33 +219,6 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, case: 
         list(read_rows(tmp_path / name))
 
 
-class Picky(pyarrow.ExtensionType):  # type: ignore[misc]
-    """A type that a library has registered, and that does not understand what the file says of it."""
-
-    def __init__(self) -> None:
-        super().__init__(pyarrow.string(), "org.example.picky")
-
-    def __arrow_ext_serialize__(self) -> bytes:
-        return b"{"
-
-    @classmethod
-    def __arrow_ext_deserialize__(cls, storage: pyarrow.DataType, serialized: bytes) -> Picky:
-        json.loads(serialized)
-        return cls()
-
-
-def test_a_registered_type_that_fails_is_explained(tmp_path: Path) -> None:
-    column = pyarrow.ExtensionArray.from_storage(Picky(), pyarrow.array(["one"]))
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-    assert values(tmp_path / "a.parquet") == [{"text": "one"}]
-    pyarrow.register_extension_type(Picky())
-    try:
-        with pytest.raises(DataError, match="not a readable Parquet file"):
-            values(tmp_path / "a.parquet")
-    finally:
-        pyarrow.unregister_extension_type("org.example.picky")
-
-
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("damage", ["cut", "other data", "a flipped bit"])
 def test_damaged_packing(tmp_path: Path, packing: str, damage: str) -> None:
@@ -285,32 +249,6 @@ def test_a_packed_file_that_is_not_utf8(tmp_path: Path) -> None:
             list(read_rows(path))
 
 
-class Payload:
-    """What a pickle would run."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (self.path, "w")
-
-
-@pytest.mark.parametrize("extension", ["arrow.py_extension_type", "org.example.unknown"])
-def test_nothing_that_comes_with_a_parquet_column_is_run(tmp_path: Path, extension: str) -> None:
-    field = pyarrow.field(
-        "text",
-        pyarrow.string(),
-        metadata={
-            "ARROW:extension:name": extension,
-            "ARROW:extension:metadata": pickle.dumps(Payload(str(tmp_path / "ran"))),
-        },
-    )
-    table = pyarrow.Table.from_arrays([pyarrow.array(["one", "two"])], schema=pyarrow.schema([field]))
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert values(tmp_path / "a.parquet") == [{"text": "one"}, {"text": "two"}]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
-
-
 @pytest.mark.parametrize("chunk", range(1, 7))
 def test_the_offset_of_the_first_foreign_byte_does_not_depend_on_how_the_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
@@ -329,13 +267,6 @@ def test_one_line_that_is_not_utf8_among_good_ones_is_a_row(tmp_path: Path) -> N
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputMissing, match=name):
         list(read_rows(tmp_path / name))
-
-
-def test_without_pyarrow_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for name in ("a.parquet", "a.jsonl.zst"):
-        with pytest.raises(UsageError, match=r"finetune-operator\[trainer\]"):
-            list(read_rows(tmp_path / name))
 
 
 @pytest.mark.parametrize(

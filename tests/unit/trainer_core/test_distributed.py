@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,9 @@ from finetune_trainer.distributed import (
     first_then_rest,
     node_of,
     once_per_node,
+    patient_group,
     process_group,
+    shared_by_all,
     strategy_arguments,
 )
 from finetune_trainer.distributed.deepspeed_config import deepspeed_config
@@ -217,6 +225,55 @@ def test_one_process_needs_no_group(tmp_path: Path) -> None:
         assert not torch.distributed.is_initialized()
     assert device_of(alone).type in ("cpu", "cuda")
     assert node_of(alone) == (0, 1)
+
+
+SHORT = timedelta(seconds=3)
+
+
+def two_processes(folder: Path, work: Callable[[RunContext], None]) -> list[int | None]:
+    """The exit codes of two connected processes: 1 where one raised, with the trace on its standard error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+
+    def process(rank: int) -> None:
+        os.environ |= {**address, "RANK": str(rank)}
+        work(context(folder, local_rank=rank))
+
+    started = [multiprocessing.get_context("fork").Process(target=process, args=(rank,)) for rank in range(2)]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join(30)
+        one.kill()
+    return [one.exitcode for one in started]
+
+
+def test_work_for_all_may_take_longer_than_a_collective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.distributed.processes.RENDEZVOUS_TIMEOUT", SHORT)
+
+    def upload() -> str:
+        time.sleep(SHORT.total_seconds() + 1)
+        return "uploaded"
+
+    def work(context: RunContext) -> None:
+        with process_group(context, torch.device("cpu")):
+            assert patient_group() is not None
+            assert shared_by_all(context, upload) == "uploaded"
+        assert not torch.distributed.is_initialized() and patient_group() is None
+
+    assert two_processes(tmp_path, work) == [0, 0]
+
+
+def test_a_process_that_fails_does_not_take_leave_of_the_others(tmp_path: Path) -> None:
+    """NCCL would wait for them, and they for it."""
+
+    def work(context: RunContext) -> None:
+        with pytest.raises(Unavailable), process_group(context, torch.device("cpu")):
+            raise Unavailable("the store is away")
+        assert torch.distributed.is_initialized()
+
+    assert two_processes(tmp_path, work) == [0, 0]
 
 
 def test_work_is_done_once_per_node(tmp_path: Path) -> None:

@@ -224,6 +224,17 @@ def test_checkpointing_is_switched_off_below() -> None:
     assert flags == [False, False, True, True]
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3, 9])
+def test_some_blocks_are_recomputed(blocks: int, model_folder: ModelFolder, tmp_path: Path) -> None:
+    """The lowest of those that the backward pass reaches."""
+    expected = fit(model_folder(), quick("lora", {"last": 3}, training={"max_steps": 2}), tmp_path / "none")
+    training = {"gradient_checkpointing": True, "recomputed_blocks": blocks, "max_steps": 2}
+    seen = Recorder()
+    found = fit(model_folder(), quick("lora", {"last": 3}, training=training), tmp_path / "some", callbacks=[seen])
+    assert found.losses == expected.losses
+    assert [runs // seen.forwards[0] for runs in seen.forwards] == [1, 2, 1 + (blocks > 1), 1 + (blocks > 2)]
+
+
 def test_blocks_that_cannot_be_checkpointed() -> None:
     """As in models with remote code: refused where it was asked for, left alone where it was not."""
     model = tiny_model()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +103,40 @@ def test_what_is_no_model(
         fetch_model(model(f"file://{folder}"), store, workspace)
     assert says in caught.value.message
     assert str(folder) in caught.value.message
+
+
+def test_what_no_library_reads_is_not_looked_at(tmp_path: Path, store: ObjectStore, workspace: Workspace) -> None:
+    beside = {"train.json": b'{"text": "a"}\n{"text": "b"}\n', "trainer_state.json": b"", "ds_config.json": b"// none"}
+    folder = make(tmp_path / "model", MODEL | beside)
+    (folder / "logs.json").mkdir()
+    (folder / "tokenizer_config.json").mkdir()
+    (folder / "generation_config.json").symlink_to(tmp_path / "nowhere")
+    assert fetch_model(model(f"file://{folder}"), store, workspace).path == folder
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, store: ObjectStore, workspace: Workspace) -> None:
+    folder = make(tmp_path / "model", MODEL)
+    # Linux lets nobody read its first page, root included.
+    (folder / "generation_config.json").symlink_to("/proc/self/mem")
+    says = r"generation_config\.json of file://.* cannot be read: Input/output error; check the volume"
+    with pytest.raises(InputMissing, match=says):
+        fetch_model(model(f"file://{folder}"), store, workspace)
+
+
+def test_a_folder_that_may_not_be_entered_is_named(
+    tmp_path: Path, store: ObjectStore, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, is_file = make(tmp_path / "model", MODEL), Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.name == "config.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    # As it is for a job's user; root, which runs these tests at times, may enter any.
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(InputMissing, match=r"config\.json of file://.* cannot be read: Permission denied"):
+        fetch_model(model(f"file://{folder}"), store, workspace)
 
 
 def test_pickles_beside_safetensors_do_no_harm(tmp_path: Path, store: ObjectStore, workspace: Workspace) -> None:

@@ -6,7 +6,7 @@
 
 from finetune_trainer.contract.adapters import AdapterShape, adapter_shapes, check_experts, count_trainable
 from finetune_trainer.contract.config import CONFIG_PATH, TrainerConfig
-from finetune_trainer.contract.layout import ModelLayout, ParameterInfo, ParameterKind
+from finetune_trainer.contract.layout import MAX_BLOCKS, ModelLayout, ParameterInfo, ParameterKind
 from finetune_trainer.contract.manifest import (
     CheckpointManifest,
     EvaluationResult,
@@ -19,6 +19,7 @@ from finetune_trainer.contract.selection import LayerSelection, Selection, Selec
 
 __all__ = [
     "CONFIG_PATH",
+    "MAX_BLOCKS",
     "AdapterShape",
     "CheckpointManifest",
     "EvaluationResult",

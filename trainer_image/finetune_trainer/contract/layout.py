@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+MAX_BLOCKS = 1024
+"""Decoder blocks, of any model and in `spec.layers`: a number in a file must not become a loop without end."""
+
 
 class ParameterKind(StrEnum):
     """What a tensor is to the methods."""

@@ -9,6 +9,11 @@ from pydantic import Field, field_validator
 from finetune_trainer.contract.base import ContractModel
 
 
+def stays_inside(path: str) -> bool:
+    """Whether a relative path, with forward slashes, names something below the folder it is relative to."""
+    return "\\" not in path and "\0" not in path and all(part not in ("", ".", "..") for part in path.split("/"))
+
+
 class FileEntry(ContractModel):
     """One file beside a manifest."""
 
@@ -21,8 +26,8 @@ class FileEntry(ContractModel):
 
     @field_validator("path")
     @classmethod
-    def _stays_inside(cls, value: str) -> str:
-        if value.startswith("/") or "\\" in value or "\0" in value or ".." in value.split("/"):
+    def _below_the_manifest(cls, value: str) -> str:
+        if not stays_inside(value):
             raise ValueError(f"path {value!r} leaves the manifest's folder; use a relative path without '..'")
         return value
 

@@ -77,6 +77,8 @@ class RunResult(ContractModel):
     """Where the stand-alone model is, when one was asked for."""
     adapters: tuple[AdapterResult, ...] = ()
     """In the order of the job's list, where it has one."""
+    reused: bool = False
+    """Whether an earlier run of the same spec made it, and nothing was trained."""
 
 
 class TerminationMessage(ContractModel):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pydantic import Field, field_validator, model_validator
 
 from finetune_trainer.contract.base import ContractModel
-from finetune_trainer.contract.layout import ModelLayout, ParameterInfo, ParameterKind
-from finetune_trainer.contract.vocabulary import LoraBias, Method, UnfreezeOrder, Unit
+from finetune_trainer.contract.layout import MAX_BLOCKS, ModelLayout, ParameterInfo, ParameterKind
+from finetune_trainer.contract.schedule import UnfreezeSchedule
+from finetune_trainer.contract.vocabulary import LoraBias, Method
 
 SELECTORS = ("last", "first", "ids", "ranges", "every", "all")
 ALSO = ("lm_head", "embeddings", "norm")
@@ -29,29 +30,18 @@ class SelectionError(ValueError):
         self.field = field
 
 
-class UnfreezeSchedule(ContractModel):
-    """Progressive unfreezing: one more of the selected blocks starts to train every so often."""
-
-    every: int = Field(ge=1)
-    """Steps or epochs between two blocks."""
-    unit: Unit = Unit.STEP
-    """What `every` counts."""
-    order: UnfreezeOrder = UnfreezeOrder.TOP_DOWN
-    """Whether the block nearest the head or the one nearest the embeddings starts first."""
-
-
 class LayerSelection(ContractModel):
     """Which decoder blocks, which parts of them, and what beside them."""
 
-    last: int | None = Field(default=None, ge=1, le=1024)
+    last: int | None = Field(default=None, ge=1, le=MAX_BLOCKS)
     """The last n decoder blocks."""
-    first: int | None = Field(default=None, ge=1, le=1024)
+    first: int | None = Field(default=None, ge=1, le=MAX_BLOCKS)
     """The first n decoder blocks."""
-    ids: tuple[int, ...] | None = Field(default=None, min_length=1, max_length=1024)
+    ids: tuple[int, ...] | None = Field(default=None, min_length=1, max_length=MAX_BLOCKS)
     """Exactly these decoder blocks, counted from 0. Order and repetition do not matter."""
     ranges: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=64)
     """Ranges of decoder blocks, both ends included: `8-15`."""
-    every: int | None = Field(default=None, ge=1, le=1024)
+    every: int | None = Field(default=None, ge=1, le=MAX_BLOCKS)
     """Every n-th decoder block, the last of each n: 4 selects 3, 7, 11, ..."""
     all: bool | None = None
     """All decoder blocks."""

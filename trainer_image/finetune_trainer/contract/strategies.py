@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from finetune_trainer.contract.vocabulary import LoraVariant, Method, Objective, Optimizer, QuantizationType, Strategy
 
 FOUR_BIT = frozenset({QuantizationType.NF4, QuantizationType.FP4})
+BITSANDBYTES = FOUR_BIT | {QuantizationType.INT8}
 EVERY_TYPE = frozenset(QuantizationType)
 
 QLORA: Mapping[tuple[Strategy, int | None], frozenset[QuantizationType]] = {
     (Strategy.SINGLE, None): EVERY_TYPE,
     (Strategy.DDP, None): EVERY_TYPE,
-    (Strategy.DEEPSPEED, 1): EVERY_TYPE,
-    (Strategy.DEEPSPEED, 2): EVERY_TYPE,
+    (Strategy.DEEPSPEED, 1): BITSANDBYTES,
+    (Strategy.DEEPSPEED, 2): BITSANDBYTES,
     (Strategy.DEEPSPEED, 3): FOUR_BIT,
     (Strategy.FSDP, None): FOUR_BIT,
 }
 """Strategy and ZeRO stage to the types of a quantized base that they train adapters on.
 
 bitsandbytes keeps 8-bit weights beside the parameter, where ZeRO-3 does not divide them and FSDP2 loses them. 4-bit
-weights are the parameter, divided in elements of a floating-point type.
+weights are the parameter, divided in elements of a floating-point type. FP8 was run with whole models only.
 """
 
 TORCH_OPTIMIZERS = frozenset(
@@ -67,9 +68,8 @@ def strategy_problems(use: StrategyUse) -> Iterator[str]:
         return
     name = strategy_name(use.strategy, use.zero_stage)
     if use.method is Method.QLORA and use.quantization not in QLORA.get((use.strategy, use.zero_stage), frozenset()):
-        yield (
-            f"spec.quantization.type: {name} cannot divide {use.quantization} weights; use nf4 or fp4, or strategy ddp"
-        )
+        what = "does not train on" if use.quantization is QuantizationType.FP8 else "cannot divide"
+        yield f"spec.quantization.type: {name} {what} {use.quantization} weights; use nf4 or fp4, or strategy ddp"
     if use.method is Method.HEAD or use.objective.is_preference:
         field = "spec.method: a head" if use.method is Method.HEAD else f"spec.training.objective: {use.objective}"
         yield f"{field} cannot be trained with {name}, which divides the model; use strategy ddp"

@@ -120,6 +120,7 @@ class QuantizationType(StrEnum):
     NF4 = "nf4"
     FP4 = "fp4"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Precision(StrEnum):

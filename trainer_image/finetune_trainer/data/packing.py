@@ -46,7 +46,7 @@ def padding_share(lengths: Sequence[int], rows_per_batch: int, seed: int) -> flo
     Batches are drawn with `seed`, so that the figure is the same each time; a training run draws others.
     """
     order = list(range(len(lengths)))
-    random.Random(seed).shuffle(order)
+    random.Random(seed).shuffle(order)  # nosec B311  # no secret
     positions = 0
     for start in range(0, len(order), rows_per_batch):
         batch = [int(lengths[row]) for row in order[start : start + rows_per_batch]]

@@ -76,10 +76,11 @@ def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW_BYTES)
     with open_bytes(path) as stream:
         # Bytes that are not UTF-8 become lone surrogates, which mark just the row that holds them.
-        lines = (data.decode("utf-8", "surrogateescape") for data in _bounded_lines(path, stream.readline))
+        lines = _BoundedLines(path, stream.readline)
         reader = csv.reader(lines)
         header: list[str] | None = None
         while True:
+            lines.taken = 0
             try:
                 fields = next(reader)
             except StopIteration:
@@ -93,11 +94,29 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield _csv_row(path, reader.line_num, header, fields)
 
 
-def _bounded_lines(path: Path, readline: Callable[[int], bytes]) -> Iterator[bytes]:
-    while data := readline(MAX_ROW_BYTES + 1):
+class _BoundedLines:
+    """The lines of a file as text. A quote that is never closed must not make one row of the whole file."""
+
+    def __init__(self, path: Path, readline: Callable[[int], bytes]) -> None:
+        self._path = path
+        self._readline = readline
+        self.taken = 0
+        """Bytes of the row that is being read."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        data = self._readline(MAX_ROW_BYTES + 1)
+        if not data:
+            raise StopIteration
         if len(data) > MAX_ROW_BYTES:
-            raise DataError(f"data file {path.name} has a line above {MAX_ROW_BYTES // 2**20} MiB; is it CSV?")
-        yield data
+            raise DataError(f"data file {self._path.name} has a line above {MAX_ROW_BYTES // 2**20} MiB; is it CSV?")
+        self.taken += len(data)
+        if self.taken > 2 * MAX_ROW_BYTES:
+            # The reader begins anew with the next line.
+            raise csv.Error("the row is too long; is a quote never closed?")
+        return data.decode("utf-8", "surrogateescape")
 
 
 def _csv_row(path: Path, line: int, header: list[str], fields: list[str]) -> Row:

@@ -9,7 +9,9 @@ from finetune_trainer.distributed.processes import (
     first_then_rest,
     node_of,
     once_per_node,
+    patient_group,
     process_group,
+    shared_by_all,
 )
 from finetune_trainer.distributed.sharding import Sharding
 from finetune_trainer.distributed.strategies import check_strategy, sharding_of, strategy_arguments
@@ -21,7 +23,9 @@ __all__ = [
     "first_then_rest",
     "node_of",
     "once_per_node",
+    "patient_group",
     "process_group",
     "sharding_of",
+    "shared_by_all",
     "strategy_arguments",
 ]

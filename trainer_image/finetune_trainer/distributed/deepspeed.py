@@ -7,7 +7,7 @@ parameter at a time from host memory, so that no GPU ever holds it whole, and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from finetune_trainer.contract import ModelLayout
 from finetune_trainer.contract.vocabulary import Strategy
+from finetune_trainer.distributed.enumerations import GETATTR, member
 from finetune_trainer.distributed.sharding import Sharding, Tensors, current_device, in_words
 from finetune_trainer.errors import InternalError
 from finetune_trainer.layers import trained_parameters
@@ -114,8 +115,8 @@ class ZeroSharding(Sharding):
         """This rank's file: optimizer state and master weights."""
         rank = dist.get_rank()
         path = folder / _file(rank)
-        # DeepSpeed puts its own loss scaler into it; the file's SHA-256 was verified against the manifest of this job.
-        state = torch.load(path, map_location="cpu", weights_only=False)
+        with torch.serialization.safe_globals([*_state_types()]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
         states: list[Any] = [None] * dist.get_world_size()
         states[rank] = state
         self._engine.optimizer.load_state_dict(states, load_optimizer_states=True, load_from_fp32_weights=True)
@@ -130,6 +131,16 @@ class ZeroSharding(Sharding):
     def description(self) -> dict[str, Any]:
         """Optimizer state is kept as it is divided."""
         return {"strategy": Strategy.DEEPSPEED.value, "zeroStage": self.stage, "worldSize": dist.get_world_size()}
+
+
+def _state_types() -> Iterator[type | tuple[Callable[..., Any], str]]:
+    """What DeepSpeed's state is made of beside tensors. A file that names anything else is not read."""
+    from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    yield from (loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address)
+    yield member, GETATTR
 
 
 def _file(rank: int) -> str:

@@ -108,11 +108,12 @@ class FsdpSharding(Sharding):
     def load_optimizer(self, trainer: Trainer, folder: Path) -> None:
         """Every rank reads what it needs, however many wrote."""
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-        from torch.distributed.checkpoint.state_dict_loader import load
+
+        from finetune_trainer.distributed.shard_files import load_shards
 
         model, optimizer = _model(trainer), _optimizer(trainer)
         state = get_optimizer_state_dict(model, optimizer)
-        load(state, checkpoint_id=folder / OPTIMIZER_FOLDER)
+        load_shards(state, folder / OPTIMIZER_FOLDER)
         set_optimizer_state_dict(model, optimizer, state)
 
     def resumes_from(self, saved: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -21,10 +21,14 @@ T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = timedelta(hours=1)
 """How long a process waits for the others at the start and in a collective."""
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that works for all of them, as when it uploads and reads back what is very large. One
+that ends is noticed by its launcher, which ends the others: this only has to be longer than any such work."""
 PREPARATION_TIMEOUT_SECONDS = 6 * 3600.0
 """How long a process waits for the first one of its node to fetch and prepare what they share."""
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 15.0
+_patient: dist.ProcessGroup | None = None
 
 
 def device_of(context: RunContext) -> torch.device:
@@ -48,7 +52,11 @@ def process_group(context: RunContext, device: torch.device) -> Iterator[None]:
 
     Tensors on the CPU always go over gloo, so that a count or a flag can be exchanged without waiting for the GPU. A
     group that the caller has made is used, and left to it.
+
+    Where the work fails the groups stay: to destroy them may be to wait for peers that never come, and the process that
+    failed has to end.
     """
+    global _patient
     if context.world_size == 1 or dist.is_initialized():
         yield
         return
@@ -56,10 +64,16 @@ def process_group(context: RunContext, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=RENDEZVOUS_TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield
+    _patient = None
+    dist.destroy_process_group()
+
+
+def patient_group() -> dist.ProcessGroup | None:
+    """The group for collectives in which the others wait while one process works (`PATIENCE`); the default group (None)
+    where the caller of `process_group` has made one. It is of CPU tensors."""
+    return _patient
 
 
 def node_of(context: RunContext) -> tuple[int, int]:
@@ -69,6 +83,16 @@ def node_of(context: RunContext) -> tuple[int, int]:
         dist.all_gather_object(local_ranks, context.local_rank)
     first = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == 0]
     return sum(rank <= context.rank for rank in first) - 1, len(first)
+
+
+def shared_by_all(context: RunContext, work: Callable[[], T]) -> T:
+    """Do work in rank 0, for all, however long it takes. All ranks enter, connected."""
+    answer: list[T] = [work()] if context.is_main else []
+    if context.world_size == 1:
+        return answer[0]
+    sent: list[Any] = [*answer] or [None]
+    dist.broadcast_object_list(sent, src=0, group=patient_group())
+    return cast("T", sent[0])
 
 
 def once_per_node(context: RunContext, name: str, work: Callable[[], T]) -> T:

@@ -78,7 +78,16 @@ def check_gates(evaluation: EvaluationConfig, tuned: Judgement) -> None:
 
     Raises UsageError with the reason `GateNotMet`.
     """
-    metrics = tuned.metrics()
+    missed = missed_gates(evaluation, tuned.metrics())
+    if missed:
+        raise UsageError(
+            f"spec.evaluation.gates: {'; '.join(missed)}. The artefact was written; it is not the latest one",
+            reason="GateNotMet",
+        )
+
+
+def missed_gates(evaluation: EvaluationConfig, metrics: Mapping[str, float]) -> list[str]:
+    """What the tuned model's metrics miss, by the names of `Judgement.metrics`."""
     missed = []
     for gate in evaluation.gates:
         value = metrics.get(GATED.get(gate.metric, gate.metric.value))
@@ -89,8 +98,4 @@ def check_gates(evaluation: EvaluationConfig, tuned: Judgement) -> None:
             missed.append(f"{gate.metric} is {value:.4g}, above {gate.max:g}")
         if gate.min is not None and not value >= gate.min:
             missed.append(f"{gate.metric} is {value:.4g}, below {gate.min:g}")
-    if missed:
-        raise UsageError(
-            f"spec.evaluation.gates: {'; '.join(missed)}. The artefact was written; it is not the latest one",
-            reason="GateNotMet",
-        )
+    return missed

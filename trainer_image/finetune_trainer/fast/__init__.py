@@ -2,5 +2,10 @@
 
 `choice` decides which of them a job takes, and says why. `attention` computes attention over samples that lie one after
 the other, laid out so by `rows`; `compilation` compiles decoder blocks; `cross_entropy` takes the loss of a plain head;
-`adapters` spares PEFT's layers needless copies.
+`adapters` spares PEFT's layers needless copies. `offload` keeps the inputs of recomputed blocks in host
+memory, which `pinned` pins.
+
+`prefix_choice` decides whether what enters the lowest trained block is kept from one epoch for the next;
+`prefix_blocks` leaves out the blocks below, `prefix_cache` knows which rows are there, `prefix_traffic` carries them to
+and from `prefix_store`, which has them in host memory and on disk.
 """

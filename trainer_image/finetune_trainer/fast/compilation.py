@@ -20,6 +20,11 @@ RECOMPILATIONS = 16
 """Of one block's code: kinds of blocks (with adapters or without, trained or not, checkpointed or not) times shapes.
 What comes after runs uncompiled."""
 
+KEPT_ACTIVATIONS = 0.9
+"""Of what a compiled block would keep for its backward pass, so much is kept. The rest is computed again: what costs no
+product, above all the activation between the two halves of an MLP, which is large and made from what is kept anyway.
+Where blocks are recomputed as a whole they keep it all, as there is one at a time."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,8 +42,11 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Run blocks compiled while they train. Evaluation, whose lengths differ from batch to batch, is left as it is."""
+def compiled(blocks: Sequence[nn.Module], *, may_fail: bool = False) -> Iterator[None]:
+    """Run blocks compiled while they train. Evaluation, whose lengths differ from batch to batch, is left as it is.
+
+    may_fail: what the compiler cannot do runs uncompiled, and torch logs why.
+    """
     functions: dict[type[nn.Module], Callable[..., Any]] = {}
     for block in blocks:
         kind = type(block)
@@ -47,14 +55,22 @@ def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
         # Module.__setattr__ keeps what is no tensor or module among the instance's own attributes.
         block.forward = partial(_forward, block, functions[kind])
     config = torch._dynamo.config
-    before = config.recompile_limit
-    config.recompile_limit = max(before, RECOMPILATIONS)
+    changes = {
+        "recompile_limit": max(config.recompile_limit, RECOMPILATIONS),
+        "suppress_errors": config.suppress_errors or may_fail,
+    }
+    recomputed = all(getattr(block, "gradient_checkpointing", False) for block in blocks if _trained(block))
+    kept = 1.0 if recomputed else KEPT_ACTIVATIONS
     try:
-        yield
+        with config.patch(changes), torch._functorch.config.patch(activation_memory_budget=kept):
+            yield
     finally:
-        config.recompile_limit = before
         for block in blocks:
             del block.__dict__["forward"]
+
+
+def _trained(block: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in block.parameters())
 
 
 def _plain_forward(kind: type[nn.Module]) -> Callable[..., Any]:

@@ -22,7 +22,8 @@ from finetune_trainer.explain import explain
 from finetune_trainer.merging.result_files import ResultFiles, open_result
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 FORMATS = ("safetensors", "onnx", "gguf")
 REPORT = "merge.json"
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--endpoint", help="of the S3 store, where it is not AWS")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     return parser
 
 
@@ -94,17 +96,19 @@ def _write(found: ResultFiles, options: argparse.Namespace, scratch: Path, targe
     transformers_logging.disable_progress_bar()
     manifest = found.manifest
     report: dict[str, object] = {"job": manifest.job, "uid": manifest.uid, "format": options.format}
-    config = _configuration(manifest)
+    config = _configuration(manifest, trusted=options.trust_remote_code)
     if manifest.artifact == "model":
         if options.format == FORMATS[0]:
             raise UsageError(f"{found.artefact} is a stand-alone model already; use it as it is, or name a --format")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder on this disk
             found.artefact, use_safetensors=True, trust_remote_code=config.model.trust_remote_code, dtype="auto"
         )
     else:
         model, merge_report = _merged(found, config, options, scratch)
         report |= merge_report.model_dump(by_alias=True, mode="json")
-    tokenizer = AutoTokenizer.from_pretrained(found.artefact, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(  # nosec B615  # a folder on this disk
+        found.artefact, trust_remote_code=config.model.trust_remote_code
+    )
     tokenizer.save_pretrained(target)
     if options.format == "onnx":
         from finetune_trainer.merging.onnx import export_onnx
@@ -152,7 +156,7 @@ def _merged(
     return merged.model, merged.report
 
 
-def _quantization(config: TrainerConfig, base: Path) -> BitsAndBytesConfig | None:
+def _quantization(config: TrainerConfig, base: Path) -> QuantizationConfigMixin | None:
     """How the base was stored in training."""
     if config.quantization is None:
         return None
@@ -183,16 +187,23 @@ def _base_model(config: TrainerConfig, options: argparse.Namespace, scratch: Pat
     return fetch_model(model, store, Workspace.at(scratch / "work")).path
 
 
-def _configuration(manifest: ResultManifest) -> TrainerConfig:
+def _configuration(manifest: ResultManifest, *, trusted: bool) -> TrainerConfig:
+    """What the run was configured with. Whether code may run here is not the manifest's to say."""
     if not manifest.configuration:
         raise UsageError("this result does not hold its configuration; it was written by an older trainer")
     try:
-        return TrainerConfig.model_validate(manifest.configuration)
+        config = TrainerConfig.model_validate(manifest.configuration)
     except ValidationError as error:
         raise UsageError(
             f"this result was written by another version of the trainer ({manifest.versions.get('finetune-operator')});"
             " merge it with that one"
         ) from error
+    if config.model.trust_remote_code and not trusted:
+        raise UsageError(
+            f"this result belongs to a model that brings its own code ({config.model.uri}), which would run here; read"
+            " it, and add --trust-remote-code"
+        )
+    return config
 
 
 def _say(what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+import subprocess  # nosec B404  # each call is judged by itself
 import sys
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def export_gguf(model: Path, folder: Path, converter: Path) -> None:
     Raises UsageError with the converter's own last words where it does not know the architecture.
     """
     command = [sys.executable, str(converter), str(model), "--outfile", str(folder / FILE), "--outtype", "auto"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # nosec B603  # a list
     if done.returncode != 0 or not (folder / FILE).is_file():
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:])
         raise UsageError(f"--format gguf: {converter.name} could not convert this model:\n{last}")

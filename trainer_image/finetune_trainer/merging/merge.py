@@ -11,7 +11,8 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from finetune_trainer.contract import MergeReport
 from finetune_trainer.contract.vocabulary import Merge
@@ -33,7 +34,7 @@ class MergeSource:
     kind: Literal["adapter", "delta"]
     into: Merge
     """`base16`: the base as it was published. `dequantized`: what the quantized base expands to."""
-    quantization: BitsAndBytesConfig | None = None
+    quantization: QuantizationConfigMixin | None = None
     """How the base was stored in training; None where it was not quantized."""
     trust_remote_code: bool = False
 
@@ -107,7 +108,7 @@ def _load(source: MergeSource, *, quantized: bool) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": "auto"}
     if quantized and source.quantization is not None:
         options["quantization_config"] = source.quantization
-    model = AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder on this disk
         source.base, use_safetensors=True, trust_remote_code=source.trust_remote_code, **options
     )
     assert isinstance(model, PreTrainedModel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from pydantic import ValidationError
 from finetune_trainer.contract import FileEntry, ResultManifest
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.errors import InputMissing, UsageError
+from finetune_trainer.results.pointers import LATEST, named_manifest
 from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri
 
-LATEST = "latest.json"
 _IN_A_RUN = "result"
 
 
@@ -39,7 +38,7 @@ def open_result(place: str, scratch: Path, *, endpoint: str | None = None) -> Re
     manifest that cannot be read, and CorruptObject where a file is not the one that the manifest lists.
     """
     if place.startswith("s3://"):
-        return _from_s3(S3Uri.parse(place), scratch, ObjectStore(S3Config(endpoint=endpoint)))
+        return from_store(S3Uri.parse(place), scratch, ObjectStore(S3Config(endpoint=endpoint)))
     folder = next((f for f in (Path(place), Path(place) / _IN_A_RUN) if (f / MANIFEST).is_file()), None)
     if folder is None:
         raise InputMissing(
@@ -55,15 +54,17 @@ def open_result(place: str, scratch: Path, *, endpoint: str | None = None) -> Re
     return ResultFiles(folder, manifest)
 
 
-def _from_s3(uri: S3Uri, scratch: Path, store: ObjectStore) -> ResultFiles:
+def from_store(uri: S3Uri, scratch: Path, store: ObjectStore) -> ResultFiles:
+    """A result by its address in the object store; see `open_result`."""
     if not store.exists(uri.child(MANIFEST)):
         if not store.exists(uri.child(LATEST)):
             raise InputMissing(
                 f"{uri}: neither {MANIFEST} nor {LATEST} is there; name a finished run, or a job's output"
             )
-        latest = json.loads(store.get_bytes(uri.child(LATEST)))
-        uri = S3Uri.parse(str(latest.get("uri") if isinstance(latest, dict) else ""))
-    manifest = _parse(store.get_bytes(uri.child(MANIFEST)), f"{uri}/{MANIFEST}")
+        uri, content = named_manifest(store, uri, LATEST)
+    else:
+        content = store.get_bytes(uri.child(MANIFEST))
+    manifest = _parse(content, f"{uri}/{MANIFEST}")
     store.get_tree(uri, _artefact_files(manifest), scratch)
     return ResultFiles(scratch, manifest)
 

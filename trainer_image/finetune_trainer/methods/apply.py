@@ -21,7 +21,8 @@ from finetune_trainer.contract import (
     count_trainable,
 )
 from finetune_trainer.contract.config import LoraConfig
-from finetune_trainer.contract.vocabulary import LoraVariant, Merge, Method, QuantizationType, Strategy
+from finetune_trainer.contract.strategies import FOUR_BIT
+from finetune_trainer.contract.vocabulary import LoraVariant, Merge, Method, Strategy
 from finetune_trainer.errors import InternalError, UsageError
 from finetune_trainer.layers import apply_selection, assert_trainable_is, trained_parameters
 from finetune_trainer.methods import eva, loftq, lora, prompts
@@ -99,7 +100,7 @@ def check_method(config: TrainerConfig, layout: ModelLayout, model_type: str) ->
 
 def _check_loftq(config: TrainerConfig) -> None:
     quantization = config.quantization
-    if config.method is not Method.QLORA or quantization is None or quantization.type is QuantizationType.INT8:
+    if config.method is not Method.QLORA or quantization is None or quantization.type not in FOUR_BIT:
         raise UsageError(
             "spec.lora.variant: loftq makes up for the rounding of a 4-bit base; use it with method qlora and"
             " quantization.type nf4 or fp4"

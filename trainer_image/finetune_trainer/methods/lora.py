@@ -152,9 +152,11 @@ def restore_residual(model: nn.Module, initial: dict[str, torch.Tensor], saved: 
             continue
         assert isinstance(module, LoraLayer)
         weight = module.get_base_layer().weight
+        assert isinstance(weight, torch.Tensor)
         moved = module.scaling[ADAPTER] * (initial[key_b] @ initial[key_a] - saved[key_b] @ saved[key_a])
         moved = moved.T if getattr(module, "fan_in_fan_out", False) else moved
-        weight.data = (weight.data.float() + moved.to(weight.device)).to(weight.dtype)
+        # In place: layers that are computed together hold parts of one tensor.
+        weight.data.copy_(weight.data.float() + moved.to(weight.device))
 
 
 def as_plain_adapter(tensors: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.contract import ModelLayout, Selection
-from finetune_trainer.contract.selection import UnfreezeSchedule
-from finetune_trainer.contract.vocabulary import UnfreezeOrder, Unit
+from finetune_trainer.contract.schedule import UnfreezeSchedule
+from finetune_trainer.contract.vocabulary import Unit
 from finetune_trainer.errors import UsageError
 
 
@@ -29,8 +29,7 @@ class ProgressiveUnfreezing(TrainerCallback):
         schedule: UnfreezeSchedule,
         changed: Callable[[], None],
     ) -> None:
-        top_down = schedule.order is UnfreezeOrder.TOP_DOWN
-        self._order = sorted(selection.blocks, reverse=top_down)
+        self._order = schedule.ordered(selection.blocks)
         self._schedule = schedule
         self._changed = changed
         self._active = len(self._order)
@@ -43,8 +42,7 @@ class ProgressiveUnfreezing(TrainerCallback):
 
     def active_blocks(self, step: int, epoch: float) -> int:
         """How many blocks are trained at a step (0 is the first) of an epoch."""
-        done = step if self._schedule.unit is Unit.STEP else int(epoch + 1e-6)
-        return min(len(self._order), 1 + done // self._schedule.every)
+        return self._schedule.joined(len(self._order), step, epoch)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Freeze what joins later. The optimizer exists by now, and so does what data parallelism registered.

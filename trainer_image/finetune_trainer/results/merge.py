@@ -16,8 +16,7 @@ from finetune_trainer.errors import UsageError
 from finetune_trainer.merging.merge import MergeSource, merge_model
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.results.artefact import artifact_of, save_whole
-
-FOLDER = "merged"
+from finetune_trainer.results.pointers import MERGED
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def merge(
         base_folder, folder / kind, kind, config.output.merge, quantization, config.model.trust_remote_code
     )
     merged = merge_model(source, logger.info)
-    target = folder / FOLDER
+    target = folder / MERGED
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     save_whole(merged.model, tokenizer, target)

@@ -31,13 +31,11 @@ from finetune_trainer.methods import TunedModel
 from finetune_trainer.results.artefact import BaseReference, artifact_of, export
 from finetune_trainer.results.card import write_card
 from finetune_trainer.results.licence import licence_of
-from finetune_trainer.results.merge import FOLDER as MERGED
 from finetune_trainer.results.merge import merge
+from finetune_trainer.results.pointers import MERGED, name_run
 from finetune_trainer.results.verify import verify_loads
 from finetune_trainer.results.versions import library_versions
 from finetune_trainer.storage import S3Uri
-
-LATEST = "latest.json"
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome:
     uploaded = context.store.put_tree(folder, uri, manifest, read_back=True)
     check_gates(config.evaluation, outcome.after)
     if config.adapter is None:
-        make_latest(config, context, uploaded.manifest_sha256)
+        name_run(config, context.store, uploaded.manifest_sha256, now())
     return RunResult(
         uri=config.run_uri,
         manifest_sha256=uploaded.manifest_sha256,
@@ -109,18 +107,6 @@ def save_result(config: TrainerConfig, context: RunContext, base: Base, outcome:
         evaluation=evaluation,
         merged_uri=f"{config.run_uri}/{MERGED}" if merged is not None else None,
     )
-
-
-def make_latest(config: TrainerConfig, context: RunContext, manifest_sha256: str) -> None:
-    """Let `latest.json` name this run's result."""
-    latest = {
-        "job": f"{config.job.namespace}/{config.job.name}",
-        "uid": config.job.uid,
-        "uri": config.run_uri,
-        "manifestSha256": manifest_sha256,
-        "createdAt": now(),
-    }
-    context.store.put_bytes(S3Uri.parse(config.output.uri).child(LATEST), json.dumps(latest, indent=2).encode())
 
 
 def _write_evaluation(

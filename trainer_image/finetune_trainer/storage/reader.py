@@ -45,25 +45,30 @@ class ObjectReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        data = self.next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def next(self, size: int) -> bytes:
+        """The next bytes, `size` or fewer; none at the end."""
         failures = 0
         while True:
             if self._body is None:
                 if self._position >= self.size:
-                    return 0
+                    return b""
                 # botocore has tried this request several times when it fails: that is final.
                 with explained(self._uri, self._endpoint, "read"):
                     self._resume(failures)
             try:
-                data: bytes = self._body.read(len(buffer))
+                data: bytes = self._body.read(size)
             except (BotoCoreError, Urllib3Error, ConnectionError, TimeoutError) as error:
                 self._drop()
                 failures += 1
                 if failures >= self._attempts or not is_wire_failure(error):
                     raise explain(error, self._uri, self._endpoint, "read") from error
                 continue
-            buffer[: len(data)] = data
             self._position += len(data)
-            return len(data)
+            return data
 
     def close(self) -> None:
         if not self.closed:
@@ -72,7 +77,7 @@ class ObjectReader(io.RawIOBase):
 
     def _resume(self, failures: int) -> None:
         if failures:
-            time.sleep(self._backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.0))
+            time.sleep(self._backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.0))  # nosec B311  # no secret
         request: GetObjectRequestTypeDef = {"Bucket": self._uri.bucket, "Key": self._uri.key}
         if self._etag is not None:
             request["IfMatch"] = self._etag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import math
 import os
@@ -21,6 +22,7 @@ from finetune_trainer.contract import FileEntry
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.errors import InternalError, Unavailable, UsageError
 from finetune_trainer.storage import tree
+from finetune_trainer.storage.endpoint import check_endpoint
 from finetune_trainer.storage.failures import CorruptObject, explained
 from finetune_trainer.storage.reader import ObjectReader
 from finetune_trainer.storage.uri import S3Uri
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 """What S3 servers other than Amazon's expect where no region is named."""
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2**16
+"""Bytes that are hashed and written at a time: they stay in the processor's cache."""
+_BUFFER = 4 * 2**20
 _PART = 16 * 2**20  # bytes
 _MAX_PARTS = 9_000  # S3 allows 10,000
 
@@ -61,6 +65,8 @@ class ObjectStore:
     def __init__(self, config: S3Config, *, limits: StoreLimits | None = None) -> None:
         self.limits = limits or StoreLimits()
         endpoint = config.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            check_endpoint(endpoint)
         session = boto3.session.Session()
         try:
             self._client: S3Client = session.client(
@@ -85,6 +91,16 @@ class ObjectStore:
             ) from error
         self.endpoint: str = self._client.meta.endpoint_url
         """For messages."""
+        self._session = session
+
+    def seal(self, content: bytes) -> bytes | None:
+        """What only a holder of the same secret key can make of some content (HMAC-SHA256, 32 bytes): more than the
+        right to write to a bucket. None where the credentials are temporary, so that each run has others, or none."""
+        held = self._session.get_credentials()
+        known = held.get_frozen_credentials() if held is not None else None
+        if known is None or known.token or not known.secret_key:
+            return None
+        return hmac.digest(f"finetune seal {known.secret_key}".encode(), content, "sha256")
 
     def put_bytes(self, uri: S3Uri, data: bytes) -> None:
         """Write a small object."""
@@ -136,14 +152,7 @@ class ObjectStore:
 
     def open_stream(self, uri: S3Uri) -> io.BufferedReader:
         """The content of an object as a binary stream (iterate for lines). It survives broken connections."""
-        reader = ObjectReader(
-            self._client,
-            uri,
-            self.endpoint,
-            attempts=self.limits.attempts,
-            backoff_seconds=self.limits.backoff_seconds,
-        )
-        return io.BufferedReader(reader, buffer_size=_CHUNK)
+        return io.BufferedReader(self._reader(uri), buffer_size=_BUFFER)
 
     def list(self, uri: S3Uri) -> list[tuple[S3Uri, int]]:
         """All objects of a folder, at any depth, with their sizes in bytes, sorted by key. Empty where there are none.
@@ -223,10 +232,19 @@ class ObjectStore:
         """Read all files of a manifest and compare their SHA-256; see `tree.read_back`."""
         tree.read_back(self, uri, files)
 
+    def _reader(self, uri: S3Uri) -> ObjectReader:
+        return ObjectReader(
+            self._client,
+            uri,
+            self.endpoint,
+            attempts=self.limits.attempts,
+            backoff_seconds=self.limits.backoff_seconds,
+        )
+
     def _consume(self, uri: S3Uri, name: str, sink: Callable[[bytes], object]) -> FileEntry:
         digest, size = hashlib.sha256(), 0
-        with self.open_stream(uri) as stream:
-            while chunk := stream.read(_CHUNK):
+        with self._reader(uri) as reader:
+            while chunk := reader.next(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
                 sink(chunk)

@@ -27,6 +27,8 @@ class JobIdentity(ContractModel):
     uid: str
     """UID of the FineTuneJob: two jobs of the same name never share anything in storage."""
     attempt: int = Field(ge=1)
+    spec_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the job's spec as its author wrote it, `runPolicy` left out; None where nobody computed it."""
 
 
 class AdapterConfig(ContractModel):
@@ -107,18 +109,26 @@ class TrainerConfig(ContractModel):
             "microBatchSize",
             "gradientAccumulation",
             "gradientCheckpointing",
+            "recomputedBlocks",
+            "offloadActivations",
             "flashAttn",
             "torchCompile",
+            "compileCache",
+            "fuseAdapters",
+            "cacheFrozenPrefix",
             "loggingSteps",
         ):
             data["training"].pop(name, None)
         for name in ("evaluation", "checkpoints", "s3", "parallelism"):
             data.pop(name, None)
+        data["output"].pop("reuse", None)
         return _sha256(data)
 
     def _without_attempt(self) -> dict[str, Any]:
         data = self.model_dump(by_alias=True, mode="json")
-        data["job"].pop("attempt")
+        # What is computed of the spec may change with the operator; what it says is in the rest.
+        for name in ("attempt", "specSha256"):
+            data["job"].pop(name)
         return data
 
 

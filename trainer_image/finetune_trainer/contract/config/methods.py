@@ -47,6 +47,8 @@ class QuantizationConfig(ContractModel):
     type: v.QuantizationType
     double_quant: bool
     compute_dtype: v.ComputeDtype
+    keep_transposed: bool = False
+    """Keep a second copy of each weight, for the backward pass (`fp8`)."""
 
 
 class HeadConfig(ContractModel):

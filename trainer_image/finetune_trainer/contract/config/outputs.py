@@ -21,6 +21,8 @@ class OutputConfig(ContractModel):
     uri: str
     """`s3://bucket/prefix`."""
     merge: v.Merge = v.Merge.NONE
+    reuse: bool = True
+    """Whether the result of an earlier run of the same spec below `uri` is this job's, too."""
 
 
 class Gate(ContractModel):

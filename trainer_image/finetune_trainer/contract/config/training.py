@@ -73,10 +73,21 @@ class TrainingConfig(ContractModel):
     optimizer: v.Optimizer
     precision: v.Precision
     gradient_checkpointing: bool
+    recomputed_blocks: int | None = Field(default=None, ge=1)
+    """With gradient checkpointing: of the blocks that the backward pass reaches, so many of the lowest are recomputed;
+    None: all."""
+    offload_activations: bool = False
+    """With gradient checkpointing: the inputs of recomputed blocks are kept in host memory."""
     flash_attn: v.FlashAttn = v.FlashAttn.AUTO
     """How attention is computed; what `auto` becomes is up to the GPU [flash_attn]."""
     torch_compile: v.Switch = v.Switch.AUTO
     """Whether decoder blocks and loss are compiled [torch_compile]."""
+    compile_cache: bool = False
+    """Whether what was compiled is kept below `output.uri`, and taken from there."""
+    fuse_adapters: v.Switch = v.Switch.AUTO
+    """Whether adapted layers with the same input are computed together."""
+    cache_frozen_prefix: v.Switch = v.Switch.AUTO
+    """Whether what enters the lowest trained block is kept from the first pass over the data for those after it."""
     max_grad_norm: float
     neftune_alpha: float | None = None
     logging_steps: int

@@ -1,0 +1,73 @@
+"""When compiling is worth its time, and what becomes of code that no compiler takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_trainer.fast import choice, compilation
+from finetune_trainer.training.supervised import micro_batches_of
+from tests.trainer_jobs import trainer_config
+
+
+@pytest.mark.parametrize(
+    ("device", "micro_batches", "worth_it"),
+    [
+        ("cuda", choice.WORTH_COMPILING, True),
+        ("cuda", choice.WORTH_COMPILING - 1, False),
+        ("cpu", choice.WORTH_COMPILING * 1000, False),
+    ],
+)
+def test_short_runs_and_cpus_are_not_compiled_by_themselves(device: str, micro_batches: int, worth_it: bool) -> None:
+    reason = choice._not_worth_it(torch.device(device), micro_batches)
+    assert (reason is None) == worth_it
+
+
+@pytest.mark.parametrize(
+    ("training", "rows", "processes", "expected"),
+    [
+        # 3 epochs of 100 rows, 4 at a time.
+        ({"epochs": 3, "micro_batch_size": 4}, 100, 1, 75),
+        ({"epochs": 3, "micro_batch_size": 4}, 100, 2, 38),
+        ({"epochs": 3, "micro_batch_size": 4, "max_steps": 10, "gradient_accumulation": 2}, 100, 2, 20),
+    ],
+)
+def test_micro_batches_of_a_training(
+    tmp_path: Path, training: dict[str, Any], rows: int, processes: int, expected: int
+) -> None:
+    training = {"max_steps": None, "batch_size": 16, "gradient_accumulation": 4, **training}
+    training["batch_size"] = training["micro_batch_size"] * training["gradient_accumulation"] * processes
+    config = trainer_config(tmp_path, tmp_path, training=training)
+    assert micro_batches_of(config, rows, processes) == expected
+
+
+class Stubborn(nn.Module):
+    """A block whose code torch's compiler refuses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _refused(x)
+
+
+def _refused(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def _backend(*_: Any) -> Any:
+    raise RuntimeError("no code for this machine")
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=_backend))
+    block = Stubborn().train()
+    x = torch.ones(3)
+    with compilation.compiled([block], may_fail=True):
+        assert block(x).tolist() == [2.0, 2.0, 2.0]
+    torch._dynamo.reset()
+    with compilation.compiled([block]), pytest.raises(RuntimeError, match="no code for this machine"):
+        block(x)
+    assert "forward" not in block.__dict__
