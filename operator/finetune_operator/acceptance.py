@@ -7,10 +7,18 @@ from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.constants import API_VERSION, KIND, Reason
 from finetune_operator.errors import InvalidManifest
 from finetune_operator.observed import ObservedJob
-from finetune_operator.render import Attempt, OverlayError, pod_template, restricted_violations
+from finetune_operator.render import (
+    SYSTEM_PRIORITY,
+    Attempt,
+    OverlayError,
+    pod_template,
+    restricted_violations,
+    rights_taken,
+)
 from finetune_operator.settings import Permissions, TrainerDefaults
 from finetune_operator.shape import unplanned
 from finetune_operator.state import Fact
+from finetune_trainer.contract.addresses import endpoint_problem
 
 
 def accept(
@@ -27,7 +35,7 @@ def accept(
         spec = parse_manifest(manifest).spec
     except InvalidManifest as error:
         return Fact("False", Reason.INVALID_SPEC, "\n".join(error.problems)), None
-    forbidden = _not_permitted(spec, permissions)
+    forbidden = _not_permitted(spec, permissions, defaults)
     if forbidden:
         return Fact("False", Reason.NOT_PERMITTED, "\n".join(forbidden)), None
     if spec.trainer.pod_template:
@@ -37,7 +45,7 @@ def accept(
     return Fact("True", Reason.ACCEPTED), spec
 
 
-def _not_permitted(spec: FineTuneJobSpec, permissions: Permissions) -> list[str]:
+def _not_permitted(spec: FineTuneJobSpec, permissions: Permissions, defaults: TrainerDefaults) -> list[str]:
     problems = []
     if spec.model.trust_remote_code and not permissions.remote_code:
         problems.append(
@@ -51,6 +59,14 @@ def _not_permitted(spec: FineTuneJobSpec, permissions: Permissions) -> list[str]
             for field, uri in _uris(spec)
             if uri.startswith("file:")
         ]
+    endpoint = spec.output.s3.endpoint
+    if endpoint is not None and not defaults.s3_link_local and (problem := endpoint_problem(endpoint)):
+        problems.append(f"spec.output.s3.endpoint: {endpoint} {problem}")
+    if (spec.scheduling.priority_class_name or "").startswith(SYSTEM_PRIORITY):
+        problems.append(
+            f"spec.scheduling.priorityClassName: {spec.scheduling.priority_class_name} is for the cluster's own pods; "
+            "name another class"
+        )
     return problems
 
 
@@ -75,13 +91,17 @@ def _overlay_problem(
         template = pod_template(attempt)
     except OverlayError as error:
         return Fact("False", Reason.INVALID_SPEC, str(error))
-    violations = [] if permissions.privileged_pod_template else restricted_violations(template)
-    if not violations:
+    if permissions.privileged_pod_template:
         return None
-    listed = "; ".join(violations)
-    return Fact(
-        "False",
-        Reason.NOT_PERMITTED,
-        f"spec.trainer.podTemplate: the pod would leave the restricted Pod Security level: {listed}. Remove it, or ask "
-        "the administrator (permissions.privilegedPodTemplate)",
-    )
+    problems = []
+    if violations := restricted_violations(template):
+        problems.append(
+            "spec.trainer.podTemplate: the pod would leave the restricted Pod Security level: "
+            f"{'; '.join(violations)}. Remove it, or ask the administrator (permissions.privilegedPodTemplate)"
+        )
+    if taken := rights_taken(template, permissions.service_accounts):
+        problems.append(
+            f"spec.trainer.podTemplate: {'; '.join(taken)}. Remove it, or ask the administrator "
+            "(permissions.serviceAccounts, permissions.privilegedPodTemplate)"
+        )
+    return Fact("False", Reason.NOT_PERMITTED, "\n".join(problems)) if problems else None

@@ -51,8 +51,11 @@ class Cluster(Protocol):
     async def refresh(self, ref: JobRef) -> None:
         """Read a job's children anew, past the watches' cache."""
 
-    async def delete(self, target: ObjectRef) -> None:
-        """Delete a child and what it owns. Nothing happens when it is not there."""
+    async def reread(self, ref: JobRef) -> None:
+        """Read a job itself anew, past the watches' cache."""
+
+    async def delete(self, target: ObjectRef) -> bool:
+        """Delete a child and what it owns; False when it was not there, or is another object of this name."""
 
     async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: dict[str, Any]) -> None:
         """Merge `status` into the job's status (None removes a field).

@@ -41,7 +41,7 @@ CONTAINER = "pytorch"
 CONFIG_DIRECTORY = "/etc/finetune"
 WORK_DIRECTORY = "/var/lib/finetune"
 PVC_DIRECTORY = "/mnt/pvc"
-TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"
+TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # nosec B105  # a folder
 PROGRESS_AUDIENCE = "finetune.dev/progress"
 MASTER_PORT = 23456
 
@@ -53,13 +53,21 @@ class Phase:
     """`.status.phase`: one word for people; programs look at the conditions."""
 
     PENDING = "Pending"
+    """Accepted and planned; the PyTorchJob is not there yet, or its pods are not."""
     QUEUED = "Queued"
+    """Kueue has yet to admit the job."""
     STARTING = "Starting"
+    """Pods are scheduled, pull their image, or load the model."""
     RUNNING = "Running"
+    """Training."""
     RESTARTING = "Restarting"
+    """An attempt failed, and another one follows."""
     SUSPENDED = "Suspended"
+    """Stopped by `runPolicy.suspend`; its checkpoint waits."""
     SUCCEEDED = "Succeeded"
+    """The result is in object storage, read back and compared."""
     FAILED = "Failed"
+    """Over, without a result."""
 
     ALL = (PENDING, QUEUED, STARTING, RUNNING, RESTARTING, SUSPENDED, SUCCEEDED, FAILED)
     TERMINAL = frozenset({SUCCEEDED, FAILED})
@@ -69,13 +77,21 @@ class Condition:
     """`.status.conditions[].type`."""
 
     ACCEPTED = "Accepted"
+    """The spec is valid, and the administrator allows what it asks for."""
     PLANNED = "Planned"
+    """Memory and parallelism are worked out and fit; Unknown while the model's config.json cannot be read from here."""
     RUNNING = "Running"
+    """The trainer reports that it trains."""
     SUCCEEDED = "Succeeded"
+    """The result is there; `kubectl wait --for=condition=Succeeded` waits for it."""
     FAILED = "Failed"
+    """The job is over without a result; the message says why and what to do."""
     SUSPENDED = "Suspended"
+    """No pod runs, as `runPolicy.suspend` asks."""
     RECONCILING = "Reconciling"
+    """Work is under way (kstatus)."""
     STALLED = "Stalled"
+    """The job cannot get any further (kstatus)."""
 
     ALL = (ACCEPTED, PLANNED, RUNNING, SUCCEEDED, FAILED, SUSPENDED, RECONCILING, STALLED)
 
@@ -84,47 +100,94 @@ class Reason:
     """`.status.conditions[].reason` and the reasons of events."""
 
     ACCEPTED = "Accepted"
+    """The spec is valid."""
     INVALID_SPEC = "InvalidSpec"
+    """The spec breaks a rule that the API server did not check. Correct the fields that the message names; `finetune
+    validate` finds them before anything is applied."""
     NOT_PERMITTED = "NotPermitted"
-    """The cluster's administrator does not allow what the spec asks for."""
+    """The cluster's administrator does not allow what the spec asks for. Leave it out, or have it allowed in the
+    chart's `permissions`."""
     NOT_SUPPORTED = "NotSupported"
+    """Valid, but this version cannot do it with this model or these GPUs. The message names what it can do."""
 
     FITS = "Fits"
+    """The plan fits the GPUs."""
     DOES_NOT_FIT = "DoesNotFit"
+    """The job needs more GPU memory than there is. The message tells the need in parts, and what would fit; `finetune
+    plan` shows the same."""
     MODEL_UNKNOWN = "ModelConfigUnavailable"
-    """The model's config.json could not be read from here: the trainer checks in its first seconds."""
+    """The model's config.json could not be read from here: the trainer checks in its first seconds. Nothing to do,
+    unless the operator is meant to reach the model."""
     INVALID_SELECTION = "InvalidSelection"
+    """`layers` names blocks or modules that the model does not have. The message lists the near names."""
 
     ATTEMPT_CREATED = "AttemptCreated"
+    """The PyTorchJob is there, and its pods are about to be."""
     WAITING_FOR_PODS = "WaitingForPods"
+    """Pods wait for a node, their image, or a Secret. The message has the scheduler's or the kubelet's own words."""
     QUEUED = "Queued"
+    """Kueue has yet to admit the PyTorchJob. Look at the queue's quota."""
     TRAINING = "Training"
+    """The trainer reports progress."""
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
+    """The cluster knows no PyTorchJobs. Install the Kubeflow training operator; the job goes on by itself."""
     NAME_TAKEN = "NameTaken"
+    """An object of the attempt's name belongs to somebody else. Delete it, or give the job another name."""
     CREATE_REFUSED = "CreateRefused"
-    """The API server does not allow a child to be created: rights, quota or an admission policy."""
+    """The API server does not allow a child to be created: rights, quota or an admission policy. Give what the message
+    names; it is tried again."""
+    CREATE_FAILED = "CreateFailed"
+    """The API server could not create a child, though it may: a webhook that does not answer, or a fault of its own. It
+    is tried again."""
     REJECTED = "Rejected"
-    """The API server says that a child is not valid."""
+    """The API server says that a child is not valid. Most often `trainer.podTemplate` is the cause; create a corrected
+    job."""
     PREPARING = "Preparing"
+    """The job was seen, and is checked and planned."""
     RESUMING = "Resuming"
+    """`runPolicy.suspend` was taken back: a new attempt goes on from the newest complete checkpoint."""
     RETRYING = "Retrying"
+    """Somebody asked for one more attempt of a failed job, by the annotation `finetune.dev/retry`."""
     SUSPENDED = "Suspended"
+    """Stopped as `runPolicy.suspend` asks. Set it to false to go on."""
     STOPPING = "Stopping"
+    """Pods were asked to stop, save a checkpoint, and have `scheduling.terminationGracePeriodSeconds` for it."""
     NOT_SUSPENDED = "NotSuspended"
-    NOT_RUNNING = "NotRunning"
+    """`runPolicy.suspend` is not set."""
     IN_PROGRESS = "InProgress"
+    """The job is not over."""
     FINISHED = "Finished"
-    CLEANED_UP = "CleanedUp"
+    """The job is over."""
 
     SUCCEEDED = "TrainingSucceeded"
+    """The result is in object storage, and every file of it was read back and compared."""
     USER_ERROR = "UserError"
+    """The trainer cannot carry the job out as it is written: the data, the model, credentials, or a setting. The
+    message says which; create a corrected job."""
     GPU_OUT_OF_MEMORY = "OutOfGPUMemory"
+    """The GPU has too little memory for the micro-batch. Once not even one row fits: shorten `dataset.maxLength`, set
+    `training.gradientCheckpointing: offload`, use qlora, or train fewer layers."""
     HOST_OUT_OF_MEMORY = "OutOfHostMemory"
+    """A pod used more memory than it may and was killed. Raise `resources.memory`; `sharedMemory` counts towards it."""
     PREEMPTED = "Preempted"
+    """The cluster took a pod away, or asked it to stop. The next attempt goes on from the checkpoint."""
     NODE_LOST = "NodeLost"
+    """A node answers no more, or was taken out of service. Where it is off for sure, delete the Node, and the next
+    attempt need not wait."""
     INFRASTRUCTURE = "InfrastructureFailure"
+    """Something broke that another attempt may not meet again: object storage, the network, a node's disk, a defect.
+    The message and the pod's log say what."""
     IMAGE_PULL = "ImagePullFailed"
+    """The trainer's image cannot be pulled. Check `trainer.image` and the registry's credentials."""
     PROGRESS_STALLED = "ProgressStalled"
+    """Nothing was reported for `runPolicy.stallSeconds`. The pods' logs show where it hangs; raise it where a step
+    takes longer."""
     CHILD_DELETED = "PyTorchJobDeleted"
+    """Somebody deleted the PyTorchJob of a running attempt. To stop a job set `runPolicy.suspend`, or delete the
+    FineTuneJob."""
     RETRIES_EXHAUSTED = "RetriesExhausted"
+    """As many attempts failed as `runPolicy.retries` allows. Put right what the message tells of the last one; then set
+    the annotation `finetune.dev/retry` to a new value."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """The job took longer than `runPolicy.activeDeadlineSeconds`. Its checkpoints stay: raise that, then set the
+    annotation `finetune.dev/retry` to a new value."""

@@ -94,5 +94,13 @@ class KindUnknown(ClusterError):
     """The API server does not know this kind."""
 
 
+class ReviewFailed(FinetuneError):
+    """The API server did not say whose token it is."""
+
+
+class AttemptEnded(FinetuneError):
+    """The attempt that reports is no longer followed: it was suspended, or another one took its place."""
+
+
 class Forbidden(ClusterError):
     """Our rights do not allow it."""

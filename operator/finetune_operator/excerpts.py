@@ -90,6 +90,7 @@ def observed_pod(manifest: Manifest) -> ObservedPod:
         ),
         job_uid=_text(labels, c.LABEL_JOB_UID),
         attempt_uid=_controller_uid(manifest, c.PYTORCHJOB_KIND, "kubeflow.org"),
+        gone_by=parse_time(meta.get("deletionTimestamp")),
     )
 
 

@@ -13,6 +13,39 @@ from finetune_operator.kubernetes.store import Kind
 Sink = Callable[[Kind, str | None, dict[str, Any]], None]
 """Called with the kind, kopf's event type (ADDED, MODIFIED, DELETED, or None for the first list) and the object."""
 
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Keeps nothing: without it kopf copies every object whole, to compare it with what it was. No handler asks."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """There is nothing to keep."""
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps nothing: handlers of events have no progress."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """There is nothing to keep."""
+
+    def purge(self, **_: Any) -> None:
+        """Nor to remove."""
+
+    def touch(self, **_: Any) -> None:
+        """Nor to provoke."""
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
 CHILDREN = f"{c.LABEL_MANAGED_BY}={c.MANAGED_BY}"
 
 
@@ -53,6 +86,8 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.inactivity_timeout = 70
     # A worker's only work is to put an event into the store: it need not wait, with the object in hand, for more.
     chosen.queueing.idle_timeout = 0.1
+    chosen.persistence.diffbase_storage = _NoDiffs()
+    chosen.persistence.progress_storage = _NoProgress()
     chosen.watching.label_selectors["pods"] = CHILDREN
     chosen.watching.label_selectors[c.PYTORCHJOB_PLURAL] = CHILDREN
     chosen.networking.connect_timeout = 10

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
-_FIELDS = ("job", "attempt", "uid", "lease", "identity", "cause", "count", "seconds")
+_FIELDS = ("lease", "identity", "cause", "count", "seconds")
+_ABOUT: ContextVar[dict[str, object] | None] = ContextVar("what is logged about", default=None)
+
+
+@contextlib.contextmanager
+def about(job: str) -> Iterator[None]:
+    """Everything that is logged inside says which job (`namespace/name`) it is about, and what `note` adds."""
+    token = _ABOUT.set({"job": job})
+    try:
+        yield
+    finally:
+        _ABOUT.reset(token)
+
+
+def note(**facts: object) -> None:
+    """More about the job: its `uid`, the `attempt`. Nothing outside of `about`."""
+    known = _ABOUT.get()
+    if known is not None:
+        known.update(facts)
 
 
 class JsonFormatter(logging.Formatter):
     """One object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        entry |= _ABOUT.get() or {}
         entry |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

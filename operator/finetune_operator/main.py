@@ -9,26 +9,35 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 from aiohttp import web
 from lightkube import AsyncClient
 
-from finetune_operator import logs, serving
+from finetune_operator import connections, logs, serving, usage
+from finetune_operator.claims import Caller
 from finetune_operator.clock import WallClock
+from finetune_operator.dashboard.operator import OperatorDashboard
 from finetune_operator.errors import ClusterError, FinetuneError
+from finetune_operator.kubernetes.access_review import AccessReviewer
+from finetune_operator.kubernetes.certificate_secret import CertificateSecret
 from finetune_operator.kubernetes.cluster import KubernetesCluster
+from finetune_operator.kubernetes.endpoint import lead_services
 from finetune_operator.kubernetes.lease import Lease, LeaseLost
 from finetune_operator.kubernetes.store import Kind, WatchStore
 from finetune_operator.kubernetes.token_review import TokenReviewer
+from finetune_operator.kubernetes.transport import connect
+from finetune_operator.loops import new_event_loop
 from finetune_operator.metrics import Heartbeat, Metrics
 from finetune_operator.model_config import HubConfigReader
 from finetune_operator.observed import JobRef, ProgressReport
 from finetune_operator.planner import plan_job
 from finetune_operator.planning import Preparer
-from finetune_operator.progress import Caller, ProgressServer
+from finetune_operator.progress import ProgressServer
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.serving_tls import CertificateFiles, CertificateUnusable, ServingTls
 from finetune_operator.settings import Settings
 from finetune_operator.tasks import first_to_end
 from finetune_operator.watching import Watching
@@ -38,7 +47,9 @@ log = logging.getLogger(__name__)
 
 LEASE_NAME = "finetune-operator"
 STALE_SECONDS = 60.0
-REQUEST_SECONDS = 15.0
+DASHBOARD_CONNECTIONS = 64
+DASHBOARD_SECONDS = 600.0
+"""A browser keeps its connection for the next look."""
 FLUSH_SECONDS = 3.0
 """How long the last events may take when the operator ends."""
 
@@ -56,18 +67,37 @@ class Operator:
             client, self._store, namespaces=settings.watch_namespaces, count=self._metrics.count_request
         )
         preparer = Preparer(settings, HubConfigReader(), plan_job)
-        self._reconciler = Reconciler(self._cluster, preparer, settings, WallClock())
+        self._tls = _serving_tls(settings, client, self._metrics)
+        self._reconciler = Reconciler(
+            self._cluster,
+            preparer,
+            settings,
+            WallClock(),
+            progress_ca=lambda: self._tls.ca if self._tls else None,
+            on_failure=self._metrics.count_failure,
+        )
         self._queue = WorkQueue(self._reconcile, parallel=settings.parallel_reconciles)
         self._metrics.watch(self._store.jobs, self._store.job, lambda: self._queue.depth)
         self._watching = Watching(self._on_event, settings.watch_namespaces)
+        self._cluster.recorder.is_busy = lambda: self._queue.depth > settings.parallel_reconciles
         self._cluster.on_kind_known = self._watching.start_anew
         self._leads = False
         self._synced = False
+        self._dashboard: OperatorDashboard | None = None
+        if settings.dashboard.port is not None:
+            reviews = AccessReviewer(client)
+            self._dashboard = OperatorDashboard(settings, self._store, reviews, active=self._active, now=time.time)
+            self._cluster.recorder.on_put = self._dashboard.happened
+
+    def _active(self) -> bool:
+        return self._leads and self._synced
 
     async def run(self) -> None:
         """Serve until cancelled, or until leadership is lost (LeaseLost)."""
-        servers = await self._serve()
+        servers: list[web.AppRunner] = []
+        bounds: list[asyncio.Task[None]] = []
         try:
+            await self._serve(servers, bounds)
             if not self._settings.leader_election:
                 await self._lead()
                 return
@@ -86,25 +116,36 @@ class Operator:
                     held.pop_all()
                     raise
         finally:
-            for server in servers:
-                await server.cleanup()
+            try:
+                for server in servers:
+                    await server.cleanup()
+            finally:
+                # Last: a connection that is too old must not hold up the end either.
+                for bound in bounds:
+                    bound.cancel()
 
-    async def _serve(self) -> list[web.AppRunner]:
+    async def _serve(self, servers: list[web.AppRunner], bounds: list[asyncio.Task[None]]) -> None:
+        """Start those of progress, the dashboard and probes, and what bounds their connections; each is added at once,
+        so that whoever gave the lists can end it when a later one does not start."""
         settings = self._settings
-        progress = ProgressServer(
-            TokenReviewer(self._client), self._owner_of, self._accept, active=lambda: self._leads and self._synced
-        )
+        progress = ProgressServer(TokenReviewer(self._client), self._owner_of, self._accept, active=self._active)
         probes = serving.probes(
             self._metrics.registry,
             alive=lambda: self._heartbeat.alive,
             # A replica that waits for the Lease is ready to take over.
             ready=lambda: self._synced or not self._leads,
         )
-        context = serving.tls(settings.progress_tls_cert, settings.progress_tls_key)
-        return [
-            await serving.listen(probes, settings.listen_address, settings.metrics_port),
-            await serving.listen(progress.application(), settings.listen_address, settings.progress_port, context),
-        ]
+        address = settings.listen_address
+        # First: a replica is not ready before it can take in progress.
+        app, port = progress.application(), settings.progress_port
+        servers.append(await serving.listen(app, address, port, self._tls, setting="FINETUNE_PROGRESS_PORT"))
+        bounds.append(asyncio.create_task(connections.bound(servers[-1])))
+        if self._dashboard is not None:
+            app, port, name = self._dashboard.application(), settings.dashboard.port or 0, "FINETUNE_DASHBOARD__PORT"
+            servers.append(await serving.listen(app, address, port, self._tls, setting=name, refresh=False))
+            bound = connections.bound(servers[-1], most=DASHBOARD_CONNECTIONS, seconds=DASHBOARD_SECONDS)
+            bounds.append(asyncio.create_task(bound))
+        servers.append(await serving.listen(probes, address, settings.metrics_port, setting="FINETUNE_METRICS_PORT"))
 
     async def _lead(self) -> None:
         """Watch, resync, reconcile. No job is touched before the first lists of every kind are complete."""
@@ -115,7 +156,14 @@ class Operator:
         log.info("watching", extra={"count": len(self._store.jobs()), "seconds": round(time.monotonic() - started, 3)})
         recorder = self._cluster.recorder
         try:
-            await first_to_end(self._watching.run(), self._queue.run(), self._resync(), self._beat(), recorder.run())
+            await first_to_end(
+                self._watching.run(),
+                self._queue.run(),
+                self._resync(),
+                self._beat(),
+                lead_services(self._client, self._settings),
+                recorder.run(),
+            )
         finally:
             await first_to_end(recorder.flush(FLUSH_SECONDS), recorder.run())
 
@@ -170,6 +218,8 @@ class Operator:
             return after
         finally:
             self._metrics.observe_reconcile(outcome, time.perf_counter() - started)
+            if self._dashboard is not None:
+                self._dashboard.changed(ref)
 
     def _on_event(self, kind: Kind, type: str | None, manifest: dict[str, Any]) -> None:
         ref = self._store.drop(kind, manifest) if type == "DELETED" else self._store.put(kind, manifest)
@@ -181,12 +231,32 @@ class Operator:
 
     def _accept(self, ref: JobRef, report: ProgressReport) -> None:
         self._store.report(ref, report)
+        if self._dashboard is not None:
+            self._dashboard.reported(ref, report)
         self._queue.add(ref)
+
+
+def _serving_tls(settings: Settings, client: AsyncClient, metrics: Metrics) -> ServingTls | None:
+    """How the progress server and the dashboard get their certificate; None where they speak plain HTTP."""
+    if settings.progress_tls_secret is not None:
+        return ServingTls(
+            CertificateSecret(
+                client,
+                namespace=settings.namespace,
+                name=settings.progress_tls_secret,
+                hosts=settings.certificate_hosts,
+                on_expiry=metrics.certificate_expires,
+            )
+        )
+    if settings.progress_tls_cert is None:
+        return None
+    key, ca = settings.progress_tls_key or settings.progress_tls_cert, settings.progress_tls_ca
+    return ServingTls(CertificateFiles(Path(settings.progress_tls_cert), Path(key), Path(ca) if ca else None))
 
 
 async def serve(settings: Settings) -> None:
     """Run one replica until SIGTERM or SIGINT."""
-    client = AsyncClient(timeout=httpx.Timeout(REQUEST_SECONDS), field_manager="finetune-operator")
+    client = connect()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -198,6 +268,7 @@ async def serve(settings: Settings) -> None:
 
 def main() -> None:
     """`finetune-operator`: exit code 0 when asked to stop, 1 when it has to be restarted, 2 on wrong settings."""
+    usage.parse()
     try:
         settings = Settings.from_env(os.environ)
     except FinetuneError as error:
@@ -205,13 +276,20 @@ def main() -> None:
         sys.exit(2)
     logs.configure(settings.log_format)
     try:
-        asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serve(settings))
     except LeaseLost as error:
         log.error("leadership lost; leaving at once", extra={"cause": str(error)})
         sys.exit(1)
     except (ClusterError, httpx.HTTPError) as error:
         log.error("the API server cannot be used", extra={"cause": str(error)})
         sys.exit(1)
+    except CertificateUnusable as error:
+        log.error("the progress server cannot serve", extra={"cause": str(error)})
+        sys.exit(1)
+    except FinetuneError as error:
+        log.error("%s", error)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

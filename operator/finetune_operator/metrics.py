@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as PromCounter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -39,6 +39,16 @@ class Metrics:
         self._failures = PromCounter(
             "finetune_attempt_failures", "Failed attempts by reason", ["reason"], registry=self.registry
         )
+
+        self._certificate = Gauge(
+            "finetune_progress_certificate_expiry_timestamp_seconds",
+            "When the progress server's self-made certificate expires; 0 where it has none",
+            registry=self.registry,
+        )
+
+    def certificate_expires(self, at: float) -> None:
+        """The progress server's self-made certificate, in seconds since the epoch."""
+        self._certificate.set(at)
 
     def count_request(self, verb: str, kind: str) -> None:
         """One request to the API server."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import http.client
 import json
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -19,6 +21,7 @@ from typing import Any
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import ModelConfigUnavailable
 from finetune_operator.observed import JobRef
+from finetune_trainer.contract.addresses import endpoint_problem
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_BYTES = 2**20
@@ -32,6 +35,21 @@ _RETRY_SECONDS = 60.0
 _CACHED = 256
 _CHUNK = 65_536
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$|^[A-Za-z0-9][\w.-]*$")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a hub to where it keeps its files, and not to where only this pod's node may go."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        problem = endpoint_problem(newurl)
+        if problem or (req.type == "https" and not newurl.startswith("https://")):
+            raise ValueError(f"redirected to {newurl[:200]!r}, which {problem or 'is not encrypted'}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +93,7 @@ class HubConfigReader:
         url = self._url(spec.model.uri, spec.model.revision or "main")
         answer = self._answers.get(url)
         if answer is None or answer.until <= self._clock():
-            answer = await asyncio.to_thread(self._ask, url)
+            answer = await self._read(url)
             self._answers[url] = answer
             self._answers.move_to_end(url)
             while len(self._answers) > _CACHED:
@@ -93,6 +111,31 @@ class HubConfigReader:
         if not _REPOSITORY.match(name) or ".." in name:
             raise ModelConfigUnavailable(f"spec.model.uri: {uri} is no name of a model; write hf://organisation/name")
         return f"{self._endpoint}/{name}/resolve/{urllib.parse.quote(revision, safe='')}/config.json"
+
+    async def _read(self, url: str) -> _Answer:
+        """One read, in a thread that nobody waits for longer than `timeout`.
+
+        urllib's own limit is for each address of a host and each wait for a part. A thread of the loop's executor
+        would hold up the end of the process for as long.
+        """
+        read: concurrent.futures.Future[_Answer] = concurrent.futures.Future()
+        read.set_running_or_notify_cancel()
+        problem = f"{url}: not complete after {self._timeout:g} s"
+        late = _Answer(self._clock() + _RETRY_SECONDS, None, problem)
+
+        def run() -> None:
+            answer = late
+            try:
+                answer = self._ask(url)
+            finally:
+                read.set_result(answer)
+
+        threading.Thread(target=run, name="model config", daemon=True).start()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.wrap_future(read)
+        except TimeoutError:
+            return late
 
     def _ask(self, url: str) -> _Answer:
         """One read, in a thread: what went wrong becomes part of the answer."""
@@ -119,7 +162,7 @@ class HubConfigReader:
         deadline = time.monotonic() + self._timeout
         parts: list[bytes] = []
         size = 0
-        with urllib.request.urlopen(request, timeout=self._timeout) as response:
+        with _OPENER.open(request, timeout=self._timeout) as response:
             while part := response.read1(_CHUNK):
                 parts.append(part)
                 size += len(part)

@@ -112,6 +112,8 @@ class ObservedPod:
     may have left pods of the same names."""
     attempt_uid: str = ""
     """UID of the PyTorchJob that controls it; empty when none does."""
+    gone_by: float | None = None
+    """When the grace period of its deletion is over; None while it is not being deleted."""
 
     @property
     def active(self) -> bool:

@@ -85,7 +85,8 @@ class Preparer:
     async def _plan(
         self, ref: JobRef, spec: FineTuneJobSpec, micro_batch_size: int | None
     ) -> tuple[Fact, PlanStatus | None]:
-        memory = spec.resources.gpu_memory or self._settings.trainer.gpu_memory
+        resources = spec.resources
+        memory = resources.gpu_memory or self._settings.trainer.gpu_memory_of(resources.gpu_resource)
         try:
             config = await self._read_config(ref, spec)
             result = self._planner(

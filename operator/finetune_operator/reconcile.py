@@ -7,11 +7,11 @@ its children, so a crash between any two calls loses nothing: whoever comes next
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator import render, status
+from finetune_operator import logs, render, status
 from finetune_operator.announce import events
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, FineTuneJobStatus
 from finetune_operator.clock import WallClock
@@ -53,7 +53,23 @@ class _Case:
 class Reconciler:
     """Brings one job at a time nearer to what its spec says."""
 
-    def __init__(self, cluster: Cluster, preparer: Preparer, settings: Settings, clock: WallClock) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        preparer: Preparer,
+        settings: Settings,
+        clock: WallClock,
+        *,
+        progress_ca: Callable[[], str | None] = lambda: None,
+        on_failure: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """
+        Args:
+            progress_ca: PEM of the authority that new attempts are told to trust when they report progress.
+            on_failure: told of every attempt that failed, by one of `constants.Reason`.
+        """
+        self._progress_ca = progress_ca
+        self._on_failure = on_failure
         self._cluster = cluster
         self._preparer = preparer
         self._settings = settings
@@ -72,9 +88,12 @@ class Reconciler:
         observed = self._cluster.observe(ref)
         if observed is None:
             return None
+        logs.note(uid=observed.job.uid)
         case = await self._decide(observed)
         if case is None:
             return SOON_SECONDS
+        state = case.decision.state
+        logs.note(attempt=case.view.current if state is None else state.attempts.current)
         carried_out = await self._act(case)
         if carried_out is None:
             return 0.0
@@ -126,6 +145,12 @@ class Reconciler:
                 obstacle = await self._try_create(case, action)
             except _Outdated:
                 return None
+            except ClusterError as error:
+                if (error.status or 0) >= 500:
+                    # It may last, as a webhook's silence does; the queue tries again, ever later.
+                    said = f"{error}; it is tried again{_whose_webhook(error)}"
+                    await self._record(view, held_up(view, Reason.CREATE_FAILED, said))
+                raise
             if obstacle is not None:
                 log.warning("%s: %s", view.observed.job.ref, obstacle.state.message if obstacle.state else "")
                 return obstacle
@@ -155,7 +180,9 @@ class Reconciler:
     async def _create(self, case: _Case, action: CreateAttempt) -> None:
         job, state = case.view.observed.job, case.decision.state
         assert case.spec is not None and state is not None and state.plan is not None
-        attempt = render.Attempt(job.ref, job.uid, action.number, case.spec, state.plan, self._settings.trainer)
+        attempt = render.Attempt(
+            job.ref, job.uid, action.number, case.spec, state.plan, self._settings.trainer, self._progress_ca()
+        )
         await self._create_config_map(job, render.config_map(attempt))
         if await self._found(job, render.pytorch_job(attempt)) is not None:
             # Ours, of a turn whose status was lost: it is followed, and says itself by which plan it was made.
@@ -199,7 +226,9 @@ class Reconciler:
         """Delete both children; the PyTorchJob last, because it is what is looked for when this has to be repeated."""
         where, uid = (attempt.namespace, attempt.name), view.observed.job.uid
         await self._cluster.delete(ObjectRef("v1", "ConfigMap", *where, owner_uid=uid))
-        await self._cluster.delete(ObjectRef(PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, *where, uid=attempt.uid))
+        if not await self._cluster.delete(ObjectRef(PYTORCHJOB_API_VERSION, PYTORCHJOB_KIND, *where, uid=attempt.uid)):
+            # The store has what is gone: an event that was lost. Without a fresh look it would be deleted for ever.
+            await self._cluster.refresh(view.observed.job.ref)
 
     async def _record(self, view: View, decision: Decision) -> float | None:
         """Write the status where it changed, then say what is worth an event."""
@@ -217,9 +246,16 @@ class Reconciler:
         try:
             await self._cluster.patch_status(job.ref, uid=job.uid, resource_version=job.resource_version, status=patch)
         except Conflict:
+            # A watch that stands still would have us fail with the same old job again and again.
+            await self._cluster.reread(job.ref)
             return SOON_SECONDS
         except NotFound:
             return None
+        before = view.status.attempts.last if view.status.attempts else None
+        last = after.attempts.last if after.attempts else None
+        if last is not None and last != before:
+            # Not `last.reason`, which may be a word of the trainer's: a metric's labels are ours, and few.
+            self._on_failure(decision.state.reason)
         await self._announce(view, after)
         return decision.requeue_after
 
@@ -231,3 +267,9 @@ class Reconciler:
                 await self._cluster.emit(job.ref, job.uid, event)
             except ClusterError as error:
                 log.warning("%s: event %s was lost: %s", job.ref, event.reason, error)
+
+
+def _whose_webhook(error: ClusterError) -> str:
+    if "webhook" not in str(error) or "kubeflow" not in str(error):
+        return ""
+    return ". The webhook is the Kubeflow training operator's: see whether its pods run and answer"

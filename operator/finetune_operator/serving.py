@@ -1,12 +1,17 @@
-"""The operator's HTTP servers: metrics with probes, and progress."""
+"""The operator's HTTP servers: metrics with probes, progress, and the dashboard."""
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from finetune_operator.errors import FinetuneError
+from finetune_operator.serving_tls import ServingTls
+
+SHUTDOWN_SECONDS = 2.0
+"""For requests that are being answered when a server ends. aiohttp spends it twice, and the pod has 30 s in all."""
 
 
 def probes(registry: CollectorRegistry, *, alive: Callable[[], bool], ready: Callable[[], bool]) -> web.Application:
@@ -28,18 +33,32 @@ def probes(registry: CollectorRegistry, *, alive: Callable[[], bool], ready: Cal
     return app
 
 
-def tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """The server's TLS context; None without a certificate."""
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context
+async def listen(
+    app: web.Application, address: str, port: int, tls: ServingTls | None = None, *, setting: str, refresh: bool = True
+) -> web.AppRunner:
+    """Start serving; the port that was taken is in `runner.addresses`.
 
+    Args:
+        tls: none for plain HTTP.
+        setting: the variable that the port is set by.
+        refresh: keep its certificate fresh; one of several servers that share it does.
 
-async def listen(app: web.Application, address: str, port: int, context: ssl.SSLContext | None = None) -> web.AppRunner:
-    """Start serving; the port that was taken is in `runner.addresses`."""
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0)
+    Raises FinetuneError where there is no certificate to begin with, or the address or the port cannot be had.
+    """
+    context = None
+    if tls is not None:
+        if refresh:
+            await tls.refresh()
+            app.cleanup_ctx.append(tls.keep_fresh)
+        context = tls.context
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
-    await web.TCPSite(runner, address, port, ssl_context=context, backlog=256).start()
+    try:
+        await web.TCPSite(runner, address, port, ssl_context=context, backlog=256).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise FinetuneError(
+            f"cannot listen on {address} port {port}: {error.strerror or error}; set another port in {setting}, or an "
+            "address of this machine in FINETUNE_LISTEN_ADDRESS"
+        ) from error
     return runner

@@ -27,4 +27,5 @@ def unplanned(spec: FineTuneJobSpec, micro_batch_size: int | None = None) -> Pla
         micro_batch_size=micro,
         gradient_accumulation=spec.training.batch_size // (micro * processes),
         gradient_checkpointing=spec.training.gradient_checkpointing != "never",
+        offload_activations=spec.training.gradient_checkpointing == "offload",
     )

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from kopf._cogs.clients.watching import WatchingError
 
 from finetune_operator import handlers
 from finetune_operator.kubernetes.store import Kind
+from finetune_operator.loops import new_event_loop
 from finetune_operator.tasks import first_to_end
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,10 @@ class Watching:
             await asyncio.wrap_future(thread.ended)
         finally:
             thread.stop()
-            await asyncio.to_thread(thread.join, _END_SECONDS)
+            # Not `join` in a thread: the loop's threads may all wait for somebody else.
+            gone = asyncio.wrap_future(thread.gone)
+            await asyncio.wait([gone], timeout=_END_SECONDS)
+            gone.cancel()
 
 
 class _Thread(threading.Thread):
@@ -87,16 +92,26 @@ class _Thread(threading.Thread):
         super().__init__(name="kopf", daemon=True)
         self._sink, self._namespaces = sink, namespaces
         self._receiver = asyncio.get_running_loop()
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._asked = asyncio.Event()
+        self._stopped = False
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done when kopf has ended, with the error if there was one."""
+        self.gone: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done when its loop is closed, too."""
+        for future in (self.ended, self.gone):
+            # Whoever waits for it may be cancelled. It must not be: kopf runs until it is asked to end, and has ended.
+            future.set_running_or_notify_cancel()
 
     def run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            task = self._loop.create_task(self._operator())
-            task.add_done_callback(self._tell)
-            runner.run(asyncio.wait([task]))
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                self._loop.set_exception_handler(_tell_of_callback)
+                task = self._loop.create_task(self._operator())
+                task.add_done_callback(self._tell)
+                runner.run(asyncio.wait([task]))
+        finally:
+            self.gone.set_result(None)
 
     def _tell(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -106,7 +121,8 @@ class _Thread(threading.Thread):
             self.ended.set_exception(error)
 
     def stop(self) -> None:
-        """Ask kopf to end, where it has not."""
+        """Ask kopf to end, where it has not. What it still tells is not passed on: nobody may be there any more."""
+        self._stopped = True
         if not self.ended.done():
             self._loop.call_soon_threadsafe(self._asked.set)
 
@@ -121,4 +137,17 @@ class _Thread(threading.Thread):
         )
 
     def _pass_on(self, kind: Kind, type: str | None, manifest: dict[str, Any]) -> None:
-        self._receiver.call_soon_threadsafe(self._sink, kind, type, manifest)
+        if not self._stopped:
+            self._receiver.call_soon_threadsafe(self._sink, kind, type, manifest)
+
+
+def _tell_of_callback(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What went wrong in a callback of kopf's, in a line: none of them is ours.
+
+    kopf 1.45 ends a watch that still waits for its answer by cancelling the current task, from a callback that has
+    none: an AssertionError, and the watch ends a little later, with its answer.
+    """
+    error = context.get("exception")
+    where = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
+    cause = "; ".join([context["message"], repr(error), *(f"{one.filename}:{one.lineno}" for one in where)])
+    log.warning("a callback of kopf's failed", extra={"cause": cause[:500]})

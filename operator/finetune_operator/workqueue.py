@@ -6,12 +6,14 @@ asyncio only; everything runs in one event loop, so nothing here is locked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from finetune_operator import logs
 from finetune_operator.errors import ClusterError
 from finetune_operator.observed import JobRef
 
@@ -24,7 +26,7 @@ Wait = Callable[[asyncio.Event, float], Awaitable[None]]
 """Waits for an event, at most so many seconds."""
 
 BACKOFF_SECONDS = 1.0
-BACKOFF_LIMIT_SECONDS = 300.0
+BACKOFF_LIMIT_SECONDS = 60.0
 BEAT_SECONDS = 5.0
 """The queue's heart beats at least this often, with or without work."""
 TURN_LIMIT_SECONDS = 300.0
@@ -33,10 +35,10 @@ TURN_LIMIT_SECONDS = 300.0
 
 async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
     """The real `Wait`."""
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    # Not `asyncio.wait_for`, here and elsewhere: Python 3.11's loses a cancellation that comes with the result.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class WorkQueue:
@@ -144,7 +146,8 @@ class WorkQueue:
 
     async def _turn(self, ref: JobRef) -> None:
         try:
-            after = await self._attempt(ref)
+            with logs.about(str(ref)):
+                after = await self._attempt(ref)
         finally:
             del self._running[ref]
         if ref in self._again:
@@ -161,22 +164,16 @@ class WorkQueue:
                 after = await self._work(ref)
         except ClusterError as error:
             delay = max(self._backoff(ref), error.retry_after or 0.0)
-            log.warning("%s: %s; again in %.0f s", ref, error, delay, extra={"job": str(ref)})
+            log.warning("%s: %s; again in %.0f s", ref, error, delay)
             return delay
         except TimeoutError:
             delay = self._backoff(ref)
-            log.error(
-                "%s: reconcile took more than %.0f s; again in %.0f s",
-                ref,
-                self._turn_limit,
-                delay,
-                extra={"job": str(ref)},
-            )
+            log.error("%s: reconcile took more than %.0f s; again in %.0f s", ref, self._turn_limit, delay)
             return delay
         except Exception:
             # A defect in handling one job must not stop the others; it is told in full, and tried again.
             delay = self._backoff(ref)
-            log.exception("%s: reconcile failed; again in %.0f s", ref, delay, extra={"job": str(ref)})
+            log.exception("%s: reconcile failed; again in %.0f s", ref, delay)
             return delay
         self._failures.pop(ref, None)
         return after

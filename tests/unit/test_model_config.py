@@ -180,6 +180,26 @@ async def test_a_server_that_drips_is_given_up(hub: Hub) -> None:
     assert time.monotonic() - began < 2
 
 
+async def test_a_hub_of_many_addresses_is_given_up_in_time_and_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib gives every address of a host its own time."""
+    freed, readers = threading.Event(), []
+
+    def one_after_the_other(url: str) -> bytes:
+        readers.append(threading.current_thread())
+        freed.wait(30)
+        return b"{}"
+
+    reader = HubConfigReader({}, timeout=0.1)
+    monkeypatch.setattr(reader, "_download", one_after_the_other)
+    began = time.monotonic()
+    assert "not complete after 0.1 s" in await problem(reader)
+    assert "not complete after 0.1 s" in await problem(reader)
+    assert time.monotonic() - began < 5
+    freed.set()
+    assert [thread.daemon for thread in readers] == [True], "asked once, by a thread that the interpreter leaves behind"
+    readers[0].join(5)
+
+
 async def test_a_hub_that_does_not_answer_is_unavailable() -> None:
     assert "no answer: " in await problem(HubConfigReader({"HF_ENDPOINT": "http://127.0.0.1:1"}, timeout=1.0))
     assert "HF_ENDPOINT is not an http(s) address" in await problem(HubConfigReader({"HF_ENDPOINT": "file:///etc"}))

@@ -1,8 +1,8 @@
 """YAML and JSON text of strangers as plain data, with the line of every field. Pure: no I/O.
 
-Read as kubectl reads it, so that a manifest means the same here as in a cluster: `1e-4` is a number, `on` and `yes` are
-true (YAML 1.1), a date is text. Refused, with the line: repeated keys, aliases that blow up, deep nesting, tags, keys
-that are no text, numbers that JSON does not have. Events are counted before anything is built from them.
+Read as kubectl reads it, so that a manifest means the same here as in a cluster: `1e-4` is a number, `on`, `yes` and
+`y` are true (YAML 1.1), a date is text. Refused, with the line: repeated keys, aliases that blow up, deep nesting,
+tags, keys that are no text, numbers that JSON does not have. Events are counted before anything is built from them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SCALARS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), "~nN\0"),
     (
         "bool",
-        re.compile(r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"),
+        re.compile(r"^(?:y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"),
         "yYnNtTfFoO",
     ),
     ("int", re.compile(r"^[-+]?(?:0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"), "-+0123456789"),
     (
         "float",
         re.compile(
-            r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+            r"^(?:[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
         ),
         "-+.0123456789",
     ),
@@ -167,7 +167,7 @@ def _mapping(node: Any, path: Path, lines: dict[Path, int]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if key_node.tag == _PREFIX + "merge":
-            for name, value in _merged(value_node, path, lines).items():
+            for name, value in _merged(value_node, path).items():
                 merged.setdefault(name, value)
             continue
         key = _value(key_node, path, {})
@@ -183,14 +183,14 @@ def _mapping(node: Any, path: Path, lines: dict[Path, int]) -> dict[str, Any]:
     return {**merged, **own}
 
 
-def _merged(node: Any, path: Path, lines: dict[Path, int]) -> dict[str, Any]:
+def _merged(node: Any, path: Path) -> dict[str, Any]:
     """What `<<` brings in; of several maps the first that has a key wins (YAML 1.1, "Merge Key")."""
     parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
     result: dict[str, Any] = {}
     for part in parts:
         if not isinstance(part, yaml.MappingNode):
             _refuse(part, "'<<' merges maps only")
-        result = {**_mapping(part, path, dict(lines)), **result}
+        result = {**_mapping(part, path, {}), **result}
     return result
 
 
@@ -200,7 +200,7 @@ def _scalar(node: Any) -> Any:
     if kind == "null":
         return None
     if kind == "bool":
-        return text.lower() in ("yes", "true", "on")
+        return text.lower() in ("y", "yes", "true", "on")
     if kind == "int":
         return _integer(node, text.replace("_", ""))
     if kind == "float":

@@ -203,12 +203,67 @@ def merge(
         str | None, typer.Option("--endpoint", metavar="URL", help="Of the S3 store, where it is not AWS.")
     ] = None,
     model_mirror: ModelMirror = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Make a stand-alone model of a finished run: its adapter or delta merged into the base."""
     from finetune_operator.cli.merge import MergeArguments, merge_command
 
-    arguments = MergeArguments(result, output, into.value, model, format.value, endpoint, model_mirror)
+    arguments = MergeArguments(
+        result, output, into.value, model, format.value, endpoint, model_mirror, trust_remote_code
+    )
     raise typer.Exit(merge_command(arguments))
+
+
+@app.command()
+def convert(
+    config: Annotated[
+        str, typer.Argument(metavar="LLAMAFACTORY.yaml", help="A training configuration; '-' reads standard input.")
+    ],
+    output_file: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="The manifest, a new file. Default: standard output.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The job's name. Default: the file's.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="URI", help="Where results go: s3://bucket/prefix.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, max=4096, help="GPUs in all. Default: ray_num_workers, or 1.")
+    ] = None,
+    dataset_info: Annotated[
+        Path | None,
+        typer.Option("--dataset-info", metavar="FILE", help="The dataset_info.json that names the data sets."),
+    ] = None,
+) -> None:
+    """Turn a training configuration of LLaMA-Factory into a manifest, and say what it could not carry over."""
+    from finetune_operator.cli.convert import ConvertArguments, convert_command
+
+    raise typer.Exit(convert_command(ConvertArguments(config, output_file, name, output, gpus, dataset_info)))
+
+
+@app.command()
+def dashboard(
+    runs: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="Folder of runs. Default: finetune-runs, else the kubeconfig's cluster."),
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Jobs of the kubeconfig's cluster, with your own rights.")
+    ] = False,
+    namespace: Annotated[
+        str | None, typer.Option("-n", "--namespace", metavar="NAMESPACE", help="Of that cluster. Default: all.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    model_mirror: ModelMirror = None,
+) -> None:
+    """Serve web pages that show runs or jobs, and a form that builds manifests. Read-only; Ctrl-C ends it."""
+    from finetune_operator.cli.dashboard import DashboardArguments, dashboard_command
+
+    raise typer.Exit(dashboard_command(DashboardArguments(runs, cluster, namespace, port, open_browser, model_mirror)))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
+import subprocess  # nosec B404  # each call is judged by itself
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ class MergeArguments:
     format: str
     endpoint: str | None
     model_mirror: Path | None
+    trust_remote_code: bool
 
 
 def merge_command(arguments: MergeArguments) -> int:
@@ -39,11 +40,14 @@ def merge_command(arguments: MergeArguments) -> int:
     command += ["--into", arguments.into, "--output", str(arguments.output), "--format", arguments.format]
     for name, value in (("--model", arguments.model), ("--endpoint", arguments.endpoint)):
         command += [name, value] if value is not None else []
+    command += ["--trust-remote-code"] if arguments.trust_remote_code else []
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     mirror = model_mirror(arguments.model_mirror)
     if mirror is not None:
         environment[_MIRROR_VARIABLE] = str(mirror)
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(  # nosec B603  # a list, no shell
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode != 0:
         return 1
     _show(json.loads(done.stdout.splitlines()[-1]))

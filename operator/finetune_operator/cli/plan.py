@@ -10,9 +10,9 @@ from finetune_operator.cli.console import stdout, write
 from finetune_operator.cli.inputs import model_mirror, read_job
 from finetune_operator.cli.plan_view import show_plan
 from finetune_operator.cli.planned import plan_first_attempt
-from finetune_operator.cli.result_view import to_yaml
 from finetune_operator.errors import FinetuneError
 from finetune_operator.settings import Permissions, Settings
+from finetune_operator.yaml_text import dump
 
 
 def plan_command(manifest: str | None, output: str, gpu_memory: str | None, mirror: Path | None) -> int:
@@ -23,7 +23,7 @@ def plan_command(manifest: str | None, output: str, gpu_memory: str | None, mirr
     if output == "table":
         show_plan(stdout(), planned)
     elif output == "yaml":
-        write(to_yaml({"plan": plan.to_wire()}))
+        write(dump({"plan": plan.to_wire()}))
     else:
         write(json.dumps({"plan": plan.to_wire()}, indent=2))
     return 0
@@ -35,7 +35,7 @@ def _settings(gpu_memory: str | None) -> Settings:
     trainer = settings.trainer
     if gpu_memory is not None:
         try:
-            trainer = type(trainer).model_validate({**trainer.to_wire(), "gpuMemory": gpu_memory})
+            trainer = type(trainer).model_validate({**trainer.to_wire(), "gpuMemory": gpu_memory, "gpuTypes": ()})
         except ValueError as error:
             raise FinetuneError(f"--gpu-memory {gpu_memory!r} is not a size; write it like 80Gi") from error
     permissions = Permissions(remote_code=True, privileged_pod_template=True, local_files=True)

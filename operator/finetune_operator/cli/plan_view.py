@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_operator.api.base import quantity_to_bytes
-from finetune_operator.api.v1alpha1 import MemoryPerGpu
+from finetune_operator.api.v1alpha1 import MemoryPerGpu, PlanStatus
 from finetune_operator.cli.planned import Planned
 from finetune_operator.cli.progress_text import size
 
@@ -34,7 +34,7 @@ def show_plan(console: Console, planned: Planned) -> None:
         f"{attempt.spec.training.batch_size} = {plan.micro_batch_size} rows x {plan.gradient_accumulation} passes x "
         f"{plan.nodes * attempt.processes_per_node} processes",
     )
-    table.add_row("checkpointing", "activations are recomputed" if plan.gradient_checkpointing else "off")
+    table.add_row("checkpointing", _recomputed(plan))
     if plan.trainable_parameters is not None and plan.total_parameters:
         share = plan.trainable_parameters / plan.total_parameters
         table.add_row("parameters", f"{plan.trainable_parameters:,} trained of {plan.total_parameters:,} ({share:.3%})")
@@ -44,11 +44,22 @@ def show_plan(console: Console, planned: Planned) -> None:
     console.print(table)
     if planned.memory is not None:
         resources = attempt.spec.resources
-        limit = (resources.gpu_memory or attempt.defaults.gpu_memory) if plan.gpus_per_node else resources.memory
+        of_gpu = resources.gpu_memory or attempt.defaults.gpu_memory_of(resources.gpu_resource)
+        limit = of_gpu if plan.gpus_per_node else resources.memory
         console.print(f"\nmemory of a {'GPU' if plan.gpus_per_node else 'pod'}", style="bold")
         console.print(memory_table(planned.memory, quantity_to_bytes(limit)))
     if planned.note:
         console.print(f"\n{planned.note}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _recomputed(plan: PlanStatus) -> str:
+    if not plan.gradient_checkpointing:
+        return "off"
+    if plan.offload_activations:
+        return "activations are recomputed from inputs in host memory"
+    if plan.recomputed_blocks is None:
+        return "activations are recomputed"
+    return f"activations of the lowest {plan.recomputed_blocks} of the trained blocks are recomputed"
 
 
 def pods_text(nodes: int, gpus_per_node: int) -> str:

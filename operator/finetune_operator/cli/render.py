@@ -6,13 +6,12 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-
 from finetune_operator.cli.console import stderr, write
 from finetune_operator.cli.inputs import model_mirror, read_job
 from finetune_operator.cli.planned import PLACEHOLDER_UID, plan_first_attempt
 from finetune_operator.render import config_map, pytorch_job
 from finetune_operator.settings import Settings
+from finetune_operator.yaml_text import dump_all
 
 _UID_NOTE = f"uid {PLACEHOLDER_UID} stands for the one that the FineTuneJob gets in the cluster"
 
@@ -29,5 +28,5 @@ def render_command(manifest: str | None, output: str, mirror: Path | None) -> in
             stderr().print(f"note: {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
     else:
         comments = "".join(f"# {line}\n" for note in notes for line in note.splitlines())
-        write(comments + yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True, allow_unicode=True))
+        write(comments + dump_all(objects))
     return 0

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from finetune_operator.cli.progress_text import reason, size
-from finetune_operator.errors import FinetuneError
 from finetune_operator.local.options import End, Outcome
+from finetune_operator.local.run_directory import read_answers
+from finetune_operator.yaml_text import dump
 from finetune_trainer.contract import EvaluationResult, ResultManifest
 from finetune_trainer.contract.manifest import AdapterRecord
 
-EVALUATION_FILE = "evaluation.json"
 _ANSWERS_SHOWN = 2
 
 
@@ -47,13 +45,7 @@ def show_outcome(console: Console, outcome: Outcome, *, with_status: bool) -> No
         )
         console.print(f"logs:   {outcome.directory / 'logs'}", markup=False, highlight=False, soft_wrap=True)
     if with_status:
-        console.print(to_yaml({"status": status}), markup=False, highlight=False, soft_wrap=True)
-
-
-def to_yaml(document: Mapping[str, Any]) -> str:
-    """YAML with its fields in their own order."""
-    text: str = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=120)
-    return text
+        console.print(dump({"status": status}), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_result(console: Console, manifest: ResultManifest, folder: Path) -> None:
@@ -74,18 +66,6 @@ def _show_result(console: Console, manifest: ResultManifest, folder: Path) -> No
     console.print(f"\nartefact: {manifest.artifact}", style="bold", highlight=False)
     console.print(files_table(manifest))
     console.print()
-
-
-def read_answers(folder: Path) -> list[Mapping[str, Any]]:
-    """Held-out prompts with the answers of both models; none where the run made none."""
-    path = folder / EVALUATION_FILE
-    if not path.exists():
-        return []
-    try:
-        answers = json.loads(path.read_text(encoding="utf-8")).get("generations") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise FinetuneError(f"{path} cannot be read: {error}; start over with --fresh") from error
-    return [answer for answer in answers if isinstance(answer, Mapping)]
 
 
 def answer_table(answer: Mapping[str, Any]) -> Table:

@@ -13,11 +13,11 @@ from rich.table import Table
 from finetune_operator import constants as c
 from finetune_operator.cli.console import stdout, write
 from finetune_operator.cli.progress_text import progress_line, reason
-from finetune_operator.cli.result_view import to_yaml
 from finetune_operator.cli.run import RUNS_FOLDER
 from finetune_operator.errors import FinetuneError, NotSupported
 from finetune_operator.local.run_directory import RunDirectory
 from finetune_operator.local.store import ObjectStore
+from finetune_operator.yaml_text import dump
 
 _EVENTS_SHOWN = 10
 
@@ -89,7 +89,7 @@ def _show_one(folder: Path, output: str) -> None:
     for one in status.get("conditions") or []:
         table.add_row(one["type"], one["status"], one["reason"], one.get("message", ""))
     console.print(table)
-    for event in _events(folder)[-_EVENTS_SHOWN:]:
+    for event in _store(folder).events()[-_EVENTS_SHOWN:]:
         line(event["lastTimestamp"], f"{event['type']}  {event['reason']}: {event['message']}")
 
 
@@ -107,13 +107,9 @@ def _job(folder: Path) -> dict[str, Any]:
     return jobs[0]
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    return sorted(_store(folder).select("Event"), key=lambda event: int(event["metadata"]["resourceVersion"]))
-
-
 def _store(folder: Path) -> ObjectStore:
     return ObjectStore(RunDirectory(folder).state, time.time)
 
 
 def _dump(document: Mapping[str, Any], output: str) -> None:
-    write(to_yaml(document) if output == "yaml" else json.dumps(document, indent=2))
+    write(dump(document) if output == "yaml" else json.dumps(document, indent=2))

@@ -10,6 +10,7 @@ from finetune_operator.decide.decision import Decision, Need
 from finetune_operator.decide.ending import failed, over_deadline, succeeded
 from finetune_operator.decide.finished import finished
 from finetune_operator.decide.following import follow
+from finetune_operator.decide.leaving import taken_away
 from finetune_operator.decide.retries import refused
 from finetune_operator.decide.starting import next_attempt
 from finetune_operator.decide.stopping import resumed, suspended
@@ -73,6 +74,7 @@ _CHECKS: tuple[Check, ...] = (
     _unreadable_policy,
     succeeded,
     over_deadline,
+    taken_away,
     failed,
     suspended,
     resumed,
@@ -86,7 +88,7 @@ def held_up(view: View, reason: str, message: str) -> Decision:
     state = replace(view.state, phase=phase, reason=reason, message=message)
     if view.preparation is not None:
         state = _told(state, view.preparation)
-    return Decision(state, requeue_after=_HELD_UP_SECONDS[reason])
+    return Decision(state, requeue_after=_HELD_UP_SECONDS.get(reason))
 
 
 _HELD_UP_SECONDS = {

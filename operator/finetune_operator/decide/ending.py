@@ -25,7 +25,8 @@ def succeeded(view: View) -> Decision | None:
     if said is None and not view.confirmed:
         return Decision(need=Need.CONFIRMATION)
     uri = f"{view.output_uri.rstrip('/')}/runs/{view.observed.job.uid}"
-    message = said.message if said and said.result else f"what it left is listed in {uri}/manifest.json"
+    lost = f"what it left is listed in {uri}/manifest.json, or named below {view.output_uri.rstrip('/')}/specs"
+    message = said.message if said and said.result else lost
     state = replace(
         view.state,
         phase=Phase.SUCCEEDED,

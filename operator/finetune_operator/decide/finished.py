@@ -12,6 +12,9 @@ from finetune_operator.excerpts import parse_time
 from finetune_operator.state import JobState, carried
 from finetune_operator.times import rfc3339
 
+_POLL_SECONDS = 10.0
+"""How soon to look again for pods that should have been stopped, when no event tells."""
+
 
 def finished(view: View) -> Decision | None:
     """A finished job stays finished, unless it failed and the user asks for one more try."""
@@ -54,7 +57,7 @@ def _stop_leftovers(view: View) -> Decision | None:
     live = [a for a in view.owned if not (a.deleting or a.is_true("Succeeded") or a.is_true("Failed"))]
     if not live:
         return None
-    return Decision(carried(view.status), tuple(DeleteAttempt(one) for one in live), requeue_after=0.0)
+    return Decision(carried(view.status), tuple(DeleteAttempt(one) for one in live), _POLL_SECONDS)
 
 
 def _clean_up(view: View) -> Decision:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from finetune_operator.constants import CONTAINER, Phase, Reason
 from finetune_operator.decide.decision import Decision, DeleteAttempt
 from finetune_operator.decide.view import View, child_name
-from finetune_operator.failures import PULL_SECONDS, blocked_start
+from finetune_operator.failures import PULL_SECONDS, blocked_start, stranded_at
 from finetune_operator.observed import ObservedAttempt
+from finetune_operator.times import rfc3339
 
 UNATTENDED_SECONDS = 60.0
 """A PyTorchJob without conditions for so long has no training operator."""
@@ -21,7 +22,12 @@ def follow(view: View) -> Decision:
     phase, reason, message = _describe(view)
     state = replace(view.state, phase=phase, reason=reason, message=message, stopping=False, report=view.report)
     actions = tuple(DeleteAttempt(one) for one in surplus(view, newest=view.current))
-    return Decision(state, actions).within(_unattended_in(view)).within(stall_in(view)).within(_blocked_in(view))
+    decision = Decision(state, actions)
+    for seconds in (_unattended_in(view), stall_in(view), _blocked_in(view), _stranded_in(view)):
+        # What is due already was not acted upon, and looking again at once would not change that.
+        if seconds is not None and seconds > 0:
+            decision = decision.within(seconds)
+    return decision
 
 
 def surplus(view: View, *, newest: int) -> tuple[ObservedAttempt, ...]:
@@ -56,9 +62,17 @@ def _describe(view: View) -> tuple[str, str, str]:
         )
     if attempt.suspended:
         return _queued(view, attempt.name)
-    if view.running_since is not None or view.report is not None:
+    if view.leaving:
+        return _leaving(view)
+    if view.running_since is not None or _reported(view):
         return Phase.RUNNING, Reason.TRAINING, f"attempt {view.current} is training"
     return _starting(view)
+
+
+def _reported(view: View) -> bool:
+    """Whether the pods that are there now have said that they train: those before them may have gone since."""
+    report = view.report
+    return report is not None and bool(view.pods) and report.received_at >= max(pod.created_at for pod in view.pods)
 
 
 def created(view: View, number: int) -> tuple[str, str, str]:
@@ -73,6 +87,16 @@ def created(view: View, number: int) -> tuple[str, str, str]:
 def _queued(view: View, name: str) -> tuple[str, str, str]:
     where = f" to queue {view.queue}" if view.queue else ""
     return Phase.QUEUED, Reason.QUEUED, f"waiting for Kueue to admit PyTorchJob {name}{where}"
+
+
+def _leaving(view: View) -> tuple[str, str, str]:
+    """Somebody deletes pods; the attempt is over once they have ended."""
+    trained = view.report is not None or (view.status.phase == Phase.RUNNING and not view.is_unrecorded)
+    one = len(view.leaving) == 1
+    who = f"pod {view.leaving[0].name} is" if one else f"{len(view.leaving)} of {len(view.pods)} pods are"
+    until = max((pod.gone_by for pod in view.leaving if pod.gone_by is not None), default=view.now)
+    message = f"{who} being deleted; what {'it has' if one else 'they have'} not saved by {rfc3339(until)} is lost"
+    return Phase.RUNNING if trained else Phase.STARTING, Reason.STOPPING, message
 
 
 def _starting(view: View) -> tuple[str, str, str]:
@@ -97,6 +121,12 @@ def _unattended_in(view: View) -> float | None:
         return None
     remaining = attempt.created_at + UNATTENDED_SECONDS - view.now
     return remaining if remaining > 0 else None
+
+
+def _stranded_in(view: View) -> float | None:
+    """Seconds until the next of the pods that are being deleted counts as lost with its node."""
+    times = [at - view.now for pod in view.pods if (at := stranded_at(pod)) is not None and at > view.now]
+    return min(times, default=None)
 
 
 def _blocked_in(view: View) -> float | None:

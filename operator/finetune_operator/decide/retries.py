@@ -96,7 +96,7 @@ def _smaller(view: View, failure: Failure, attempts: AttemptsStatus) -> Decision
     if plan is None or smaller is None:
         advice = (
             "not even one row at a time fits; shorten spec.dataset.maxLength, set "
-            "training.gradientCheckpointing: always, use qlora, train fewer layers, or take larger GPUs"
+            "training.gradientCheckpointing: offload, use qlora, train fewer layers, or take larger GPUs"
         )
         return give_up(view, failure.reason, f"{failure.message}; {advice}", attempts)
     attempts = attempts.model_copy(update={"memory_retries": attempts.memory_retries + 1, "micro_batch_size": smaller})

@@ -9,6 +9,7 @@ from finetune_operator.decide.decision import CreateAttempt, Decision, DeleteAtt
 from finetune_operator.decide.following import UNATTENDED_SECONDS, created, surplus
 from finetune_operator.decide.retries import BACKOFF_LIMIT_SECONDS, refused
 from finetune_operator.decide.view import View, child_name
+from finetune_operator.failures import who_can_help
 from finetune_operator.state import JobState, Preparation
 from finetune_operator.times import rfc3339
 
@@ -36,7 +37,7 @@ def _after_previous(view: View) -> Decision | None:
         return Decision(view.state, requeue_after=wait)
     patience = view.next_attempt_at + POD_WAIT_SECONDS - view.now
     if (running or view.has_active_pods) and patience > 0:
-        message = f"waiting for the pods of attempt {view.current} to stop"
+        message = f"waiting for the pods of attempt {view.current} to stop{who_can_help(view.pods, view.now)}"
         state = replace(_waiting(view), reason=Reason.STOPPING, message=message)
         return Decision(state, requeue_after=min(_POLL_SECONDS, patience))
     if view.name_is_taken:

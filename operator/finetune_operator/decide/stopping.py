@@ -8,6 +8,7 @@ from finetune_operator.constants import Phase, Reason
 from finetune_operator.decide.decision import Decision, DeleteAttempt, Need
 from finetune_operator.decide.retries import refused
 from finetune_operator.decide.view import View
+from finetune_operator.failures import is_stranded, who_can_help
 from finetune_operator.state import JobState
 from finetune_operator.times import rfc3339
 
@@ -15,7 +16,8 @@ _POLL_SECONDS = 15.0
 
 
 def suspended(view: View) -> Decision | None:
-    """Stop the newest attempt and say Suspended once none of its pods is left."""
+    """Stop the newest attempt and say Suspended once none of its pods is left, but for those of lost nodes: whether
+    they run nobody can tell, maybe never."""
     if not view.policy.suspend:
         return None
     if view.current == 0:
@@ -26,15 +28,15 @@ def suspended(view: View) -> Decision | None:
         if view.is_stopping or view.needs_attempt:
             return Decision(view.state, (DeleteAttempt(attempt),), requeue_after=_POLL_SECONDS)
         # Said before it is done: a PyTorchJob that is gone then has a reason, also after a crash.
-        stopping = replace(view.state, reason=Reason.STOPPING, message=_STOPPING, stopping=True, report=view.report)
-        return Decision(stopping, requeue_after=0.0)
-    if not over or view.has_active_pods:
-        stopping = replace(view.state, reason=Reason.STOPPING, message=_STOPPING, stopping=True)
-        return Decision(stopping, requeue_after=_POLL_SECONDS)
+        return Decision(replace(_stopping(view), report=view.report), requeue_after=0.0)
+    if any(pod.active and not is_stranded(pod, view.now) for pod in view.pods):
+        return Decision(_stopping(view), requeue_after=_POLL_SECONDS)
     return Decision(_as_suspended(view))
 
 
-_STOPPING = "suspended: the pods save a checkpoint and stop"
+def _stopping(view: View) -> JobState:
+    message = f"suspended: the pods save a checkpoint and stop{who_can_help(view.pods, view.now)}"
+    return replace(view.state, reason=Reason.STOPPING, message=message, stopping=True)
 
 
 def _as_suspended(view: View) -> JobState:
@@ -43,7 +45,7 @@ def _as_suspended(view: View) -> JobState:
         view.state,
         phase=Phase.SUSPENDED,
         reason=Reason.SUSPENDED,
-        message="set spec.runPolicy.suspend to false to go on",
+        message=f"set spec.runPolicy.suspend to false to go on{who_can_help(view.pods, view.now)}",
         attempts=attempts,
         stopping=False,
     )
@@ -65,9 +67,11 @@ def _never_started(view: View) -> Decision:
 
 def resumed(view: View) -> Decision | None:
     """The job is wanted again while, or after, its newest attempt was stopped."""
-    if not view.is_stopping or view.policy.suspend:
+    # The next attempt waits for the pods of lost nodes, which may train and write yet, for as long as after a failure.
+    waits = view.status.phase == Phase.SUSPENDED and view.has_active_pods
+    if view.policy.suspend or not (view.is_stopping or waits):
         return None
-    if view.attempt is not None and not view.attempt.deleting:
+    if view.is_stopping and view.attempt is not None and not view.attempt.deleting:
         return None  # not stopped after all: it is followed as before
     attempts = view.state.attempts.model_copy(update={"next_attempt_at": rfc3339(view.now)})
     state = replace(

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.api.v1alpha1 import AttemptsStatus, FineTuneJobStatus, PlanStatus, RunPolicy
-from finetune_operator.constants import ANNOTATION_RETRY, CONTAINER, Phase
+from finetune_operator.constants import ANNOTATION_RETRY, CONTAINER, Phase, Reason
 from finetune_operator.excerpts import parse_time
 from finetune_operator.observed import Observed, ObservedAttempt, ObservedPod, ProgressReport
 from finetune_operator.state import JobState, Preparation, carried
@@ -92,6 +92,16 @@ class View:
         return any(pod.active for pod in self.pods)
 
     @property
+    def leaving(self) -> tuple[ObservedPod, ...]:
+        """Those that are being deleted, and may still save a checkpoint."""
+        return tuple(pod for pod in self.pods if pod.active and pod.deleting)
+
+    @property
+    def were_leaving(self) -> bool:
+        """Whether the status tells that pods of the newest attempt were being deleted, and not by a suspension."""
+        return self.state.reason == Reason.STOPPING and not (self.is_unrecorded or self.is_stopping)
+
+    @property
     def name_is_taken(self) -> bool:
         """Whether leftovers of another job of this name hold the names of the next attempt."""
         job, number = self.observed.job, self.current + 1
@@ -120,7 +130,10 @@ class View:
         attempts = state.attempts.model_copy(update={"current": self.current, "retry_token": token})
         if self.is_unrecorded:
             attempts = attempts.model_copy(update={"next_attempt_at": None})
-        start = state.start_time or (rfc3339(self.attempt.created_at) if self.attempt else None)
+        start = state.start_time
+        # Of an attempt that is on record it was cleared on purpose: a job that is tried once more has its own time.
+        if start is None and self.is_unrecorded and self.attempt is not None:
+            start = rfc3339(self.attempt.created_at)
         plan = (self._rendered_plan or state.plan) if self.is_unrecorded else state.plan
         return replace(state, attempts=attempts, start_time=start, plan=plan, stopping=self.is_stopping)
 

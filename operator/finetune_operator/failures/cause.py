@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from finetune_operator.constants import Reason
 from finetune_operator.failures.failure import Failure, Retry, Unsettled
+from finetune_operator.failures.nodes import is_silent, is_stranded, node_lost, told_by
 from finetune_operator.failures.pods import Rank, account_of, disruption, ended_trainer, is_disrupted
 from finetune_operator.failures.waiting import stuck
 from finetune_operator.observed import ObservedAttempt, ObservedPod
@@ -32,8 +33,9 @@ def classify(attempt: ObservedAttempt, pods: Sequence[ObservedPod], now: float) 
     """
     over = attempt.is_true("Failed")
     told = [(pod, account) for pod in pods if (account := account_of(pod, over)) is not None]
+    told += _lost(pods, now, suspected=bool(told))
     if not told:
-        return Unsettled(0.0) if over else stuck(pods, now)
+        return _awaited(pods, now) if over else stuck(pods, now)
     accounts = [account for _, account in told]
     ended = [failure.at for _, failure in accounts if failure.at is not None]
     # A pod that was taken away may never tell when it ended.
@@ -47,11 +49,31 @@ def classify(attempt: ObservedAttempt, pods: Sequence[ObservedPod], now: float) 
     return _cause(accounts, first)
 
 
+def _awaited(pods: Sequence[ObservedPod], now: float) -> Unsettled:
+    """The training operator calls a job failed as soon as a running pod is being deleted, while its trainer saves: how
+    that ends decides what it was."""
+    waits = [at - now for pod in pods if (at := told_by(pod)) is not None and at > now]
+    return Unsettled(min(waits, default=0.0))
+
+
+def _lost(
+    pods: Sequence[ObservedPod], now: float, *, suspected: bool
+) -> list[tuple[ObservedPod, tuple[Rank, Failure]]]:
+    """The pods of lost nodes. One that is only silent may come back, unless its peers have failed already."""
+    return [
+        (pod, (Rank.DISRUPTION, node_lost(pod)))
+        for pod in pods
+        if is_stranded(pod, now) or (suspected and is_silent(pod))
+    ]
+
+
 def stalled(pods: Sequence[ObservedPod], limit: int) -> Failure:
     """Of an attempt without progress: a lost node where there is one, else the trainer hangs."""
     for pod in pods:
         if is_disrupted(pod):
             return disruption(pod, None)
+        if is_silent(pod):
+            return node_lost(pod)
     return Failure(
         Reason.PROGRESS_STALLED,
         f"no progress was reported for {limit} s (spec.runPolicy.stallSeconds); the pods' logs show where it hangs",

@@ -62,6 +62,12 @@ def unexplained(attempt: ObservedAttempt) -> Failure:
     )
 
 
+def vanished(attempt: ObservedAttempt) -> Failure:
+    """Of a PyTorchJob that failed because its pods were deleted, and they left no word of their end."""
+    text = f"the pods of PyTorchJob {attempt.name} were deleted and are gone without a word of how they ended"
+    return Failure(Reason.PREEMPTED, text, Retry.FREE, "PodsDeleted")
+
+
 def deleted(name: str) -> Failure:
     """Of a PyTorchJob that somebody else deleted."""
     return Failure(

@@ -86,12 +86,15 @@ class KubernetesCluster:
 
     async def _list(self, kind: Kind, namespace: str, ref: JobRef | None = None) -> set[JobRef]:
         labels: dict[str, Any] | None = None
-        if kind != c.KIND:
+        fields: dict[str, Any] | None = None
+        if kind == c.KIND:
+            fields = None if ref is None else {"metadata.name": ref.name}
+        else:
             labels = {c.LABEL_MANAGED_BY: c.MANAGED_BY} if ref is None else {c.LABEL_JOB: ref.name}
         touched: set[JobRef] = set()
         names: list[tuple[str, str]] = []
         self._count("list", kind)
-        listing = self._client.list(_WATCHED[kind], namespace=namespace, chunk_size=_PAGE, labels=labels)
+        listing = self._client.list(_WATCHED[kind], namespace=namespace, chunk_size=_PAGE, labels=labels, fields=fields)
         try:
             async for item in listing:
                 meta = item["metadata"]
@@ -100,7 +103,7 @@ class KubernetesCluster:
                 if owner is not None:
                     touched.add(owner)
         except httpx.HTTPError as error:
-            failure = _failure(error, f"list {kind}")
+            failure = failure_of(error, f"list {kind}")
             if kind == c.PYTORCHJOB_KIND and failure.status == 404:
                 self._unknown.add(kind)
                 return touched
@@ -118,7 +121,7 @@ class KubernetesCluster:
         try:
             made = await self._client.create(_CREATED[kind].from_dict(manifest), namespace=meta["namespace"])
         except httpx.HTTPError as error:
-            failure = _failure(error, what, creating=True)
+            failure = failure_of(error, what, creating=True)
             if isinstance(failure, errors.AlreadyExists):
                 failure.found = await self._get(kind, meta["namespace"], meta["name"])
             raise failure from error
@@ -138,7 +141,7 @@ class KubernetesCluster:
         try:
             found: dict[str, Any] = await self._client.get(_CREATED[kind], name, namespace=namespace)
         except httpx.HTTPError as error:
-            failure = _failure(error, what)
+            failure = failure_of(error, what)
             if failure.status == 404:
                 return None
             raise failure from error
@@ -151,22 +154,28 @@ class KubernetesCluster:
         await self._list("PyTorchJob", ref.namespace, ref)
         await self._list("Pod", ref.namespace, ref)
 
-    async def delete(self, target: ObjectRef) -> None:
+    async def reread(self, ref: JobRef) -> None:
+        """A list of one: it takes no other right than the others, and tells when the job is gone."""
+        await self._list("FineTuneJob", ref.namespace, ref)
+
+    async def delete(self, target: ObjectRef) -> bool:
         """Delete a child; the garbage collector takes what it owns. An object of another UID is not the one meant."""
         uid = target.uid
         if target.owner_uid is not None:
             found = await self._get(target.kind, target.namespace, target.name)
             if found is None or owner_uid(found) != target.owner_uid:
-                return
+                return False
             uid = found["metadata"]["uid"]
         self._count("delete", target.kind)
         what = f"delete {target.kind} {target.namespace}/{target.name}"
         try:
             await self._delete(_CREATED[target.kind], target, uid)
         except httpx.HTTPError as error:
-            failure = _failure(error, what)
+            failure = failure_of(error, what)
             if failure.status not in (404, 409):
                 raise failure from error
+            return False
+        return True
 
     async def _delete(self, resource: Resource, target: ObjectRef, uid: str | None) -> None:
         """lightkube's own `delete` sends no body, and preconditions stand in the body."""
@@ -195,7 +204,7 @@ class KubernetesCluster:
                 field_manager=c.FIELD_MANAGER,
             )
         except httpx.HTTPError as error:
-            raise _failure(error, what) from error
+            raise failure_of(error, what) from error
         self._store.put("FineTuneJob", changed)
 
     async def emit(self, ref: JobRef, uid: str, event: Event) -> None:
@@ -209,12 +218,12 @@ class KubernetesCluster:
         try:
             await self._client.create(Events.from_dict(manifest), namespace=meta["namespace"])
         except httpx.HTTPError as error:
-            failure = _failure(error, what)
+            failure = failure_of(error, what)
             if failure.status != 409:
                 raise failure from error
 
 
-def _failure(error: httpx.HTTPError, what: str, *, creating: bool = False) -> errors.ClusterError:
+def failure_of(error: httpx.HTTPError, what: str, *, creating: bool = False) -> errors.ClusterError:
     """What went wrong as one of our errors; the one place that maps them.
 
     An answer that is no Status is the API server's too: so it says that it knows nothing of a group.

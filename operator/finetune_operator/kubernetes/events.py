@@ -22,6 +22,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 LIMIT = 10_000
 """Events that wait; beyond that the oldest are let go."""
 TRIES = 3
+PATIENCE_SECONDS = 15.0
+"""How long an event waits for jobs that are to be reconciled."""
+_LOOK_SECONDS = 0.1
 _MESSAGE_LIMIT = 1024
 """Characters of an Event's message."""
 
@@ -39,31 +42,44 @@ class EventRecorder:
         self._send = send
         self._limit = limit
         self._pause = pause
-        self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[float, dict[str, Any]]] = asyncio.Queue()
+        # Of a `run` that is cancelled it is the next one's: the Event may be there already, and has the same name then.
+        self._in_hand: tuple[float, dict[str, Any]] | None = None
+        self._hurries = False
+        self.is_busy: Callable[[], bool] = lambda: False
+        """Whether the API server has more urgent things to do for us: many jobs at once go before their events."""
+        self.on_put: Callable[[JobRef, str, Event], None] = lambda ref, uid, event: None
+        """Told of every event when it is put."""
 
     def put(self, ref: JobRef, uid: str, event: Event) -> None:
         """Send an event on a job, later."""
+        self.on_put(ref, uid, event)
         while self._waiting.qsize() >= self._limit:
-            dropped = self._waiting.get_nowait()
+            _, dropped = self._waiting.get_nowait()
             self._waiting.task_done()
             log.warning("event %s is let go: %d are waiting", dropped["metadata"]["name"], self._limit)
-        self._waiting.put_nowait(manifest(ref, uid, event, time.time()))
+        self._waiting.put_nowait((time.monotonic(), manifest(ref, uid, event, time.time())))
 
     async def run(self) -> None:
         """Send for ever."""
         while True:
-            one = await self._waiting.get()
-            try:
-                await self._deliver(one)
-            finally:
-                self._waiting.task_done()
+            if self._in_hand is None:
+                self._in_hand = await self._waiting.get()
+            since, one = self._in_hand
+            while self.is_busy() and not self._hurries and time.monotonic() - since < PATIENCE_SECONDS:
+                await asyncio.sleep(_LOOK_SECONDS)
+            await self._deliver(one)
+            self._in_hand = None
+            self._waiting.task_done()
 
     async def flush(self, seconds: float) -> None:
-        """Wait until nothing is left to send, for so long at most; `run` has to be running."""
+        """Wait until nothing is left to send, for so long at most; `run` has to be running, and waits for nothing."""
+        self._hurries = True
         try:
-            await asyncio.wait_for(self._waiting.join(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._waiting.join()
         except TimeoutError:
-            log.warning("%d events were not sent", self._waiting.qsize())
+            log.warning("%d events were not sent", self._waiting.qsize() + (self._in_hand is not None))
 
     async def _deliver(self, one: dict[str, Any]) -> None:
         for attempt in range(TRIES):

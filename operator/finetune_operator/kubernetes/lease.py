@@ -8,6 +8,7 @@ record has not changed (as client-go's leader election does).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _REFUSED = frozenset({401, 403})
 
 
 class LeaseLost(Exception):
-    """This replica could not renew its Lease and must not act any longer."""
+    """This replica could not renew its Lease, or another one has it: it must not act any longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,12 @@ class LeaseTimes:
     """Others take over when the record has not changed for so long."""
     renew: float = 4.0
     """Time between renewals."""
+    retry: float = 1.0
+    """Time until a renewal that failed is tried again."""
     margin: float = 5.0
     """The holder stops so long before `duration` is over."""
+    answer: float = 2.5
+    """How long a renewal may take: after one on a connection that hangs, another has to fit into what is left."""
 
 
 class Lease:
@@ -54,29 +59,41 @@ class Lease:
         self._identity = identity
         self._times = times or LeaseTimes()
         self._seen: tuple[str, float] = ("", 0.0)
+        # Counted from before the request: the record may have been written at any time since.
+        self._renewed = time.monotonic()
 
     async def acquire(self) -> None:
         """Wait until this replica holds the Lease."""
-        while not await self._try():
+        self._renewed = time.monotonic()
+        while await self._try() != self._identity:
             await asyncio.sleep(self._times.renew / 2)
+            self._renewed = time.monotonic()
         log.info("this replica is the leader", extra={"lease": self._name, "identity": self._identity})
 
     async def hold(self) -> None:
-        """Renew for ever. Raises LeaseLost when that did not succeed in time, or another replica has the Lease."""
-        renewed = time.monotonic()
+        """Renew for ever.
+
+        Raises:
+            LeaseLost: that did not succeed in time, or another replica has the Lease.
+        """
+        limit = self._times.duration - self._times.margin
+        held = True
         while True:
-            await asyncio.sleep(self._times.renew)
-            left = renewed + self._times.duration - self._times.margin - time.monotonic()
+            pause = self._times.renew if held else self._times.retry
+            await asyncio.sleep(min(pause, max(0.0, self._renewed + limit - time.monotonic())))
             started = time.monotonic()
-            try:
-                held = left > 0 and await asyncio.wait_for(self._try(_PASSING | _REFUSED), timeout=left)
-            except TimeoutError:
-                held = False
+            left = self._renewed + limit - started
+            if left <= 0:
+                raise LeaseLost(f"lease {self._namespace}/{self._name}: not renewed for {limit} s")
+            holder = ""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, self._times.answer)):
+                    holder = await self._try(_PASSING | _REFUSED)
+            held = holder == self._identity
+            if holder and not held:
+                raise LeaseLost(f"lease {self._namespace}/{self._name} is held by {holder}")
             if held:
-                # Counted from before the request: the record may have been written at any time since.
-                renewed = started
-            elif time.monotonic() - renewed > self._times.duration - self._times.margin:
-                raise LeaseLost(f"lease {self._namespace}/{self._name}: not renewed for {self._times.duration} s")
+                self._renewed = started
 
     async def release(self) -> None:
         """Let go, so that another replica need not wait."""
@@ -88,8 +105,8 @@ class Lease:
         except httpx.HTTPError as error:
             log.info("the lease could not be released; it runs out by itself", extra={"cause": str(error)})
 
-    async def _try(self, passing: frozenset[int] = _PASSING) -> bool:
-        """Take or renew the Lease, if it is ours, free or run out; False when it is not to be had now.
+    async def _try(self, passing: frozenset[int] = _PASSING) -> str:
+        """Take or renew the Lease, if it is ours, free or run out; who holds it then, empty where that is not known.
 
         passing: answers below 500 that say no more than "not now".
         """
@@ -103,9 +120,9 @@ class Lease:
             log.log(level, "lease not taken", extra={"cause": str(error)})
         except httpx.HTTPError as error:
             log.warning("the API server did not answer for the lease", extra={"cause": repr(error)})
-        return False
+        return ""
 
-    async def _take(self) -> bool:
+    async def _take(self) -> str:
         try:
             lease = await self._client.get(Leases, self._name, namespace=self._namespace)
         except ApiError as error:
@@ -113,15 +130,15 @@ class Lease:
                 raise
             body = {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": self._record(0)}
             await self._client.create(Leases.from_dict(body), namespace=self._namespace)
-            return True
+            return self._identity
         spec = lease.get("spec") or {}
-        holder = spec.get("holderIdentity") or ""
+        holder = str(spec.get("holderIdentity") or "")
         if holder not in ("", self._identity) and not self._ran_out(lease):
-            return False
+            return holder
         transitions = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
         lease["spec"] = {**spec, **self._record(transitions, since=spec if holder == self._identity else None)}
         await self._client.replace(lease)
-        return True
+        return self._identity
 
     def _ran_out(self, lease: dict[str, Any]) -> bool:
         version = lease["metadata"]["resourceVersion"]

@@ -44,28 +44,39 @@ JOBS = (
     Rule("", "events", ("create",)),
 )
 """Where jobs are: in every namespace, or in each of those that are watched."""
-ELECTION = (Rule("coordination.k8s.io", "leases", ("create", "get", "update")),)
-"""In the operator's own namespace."""
+ELECTION = (
+    Rule("coordination.k8s.io", "leases", ("create", "get", "update")),
+    Rule("", "services", ("get",)),
+    Rule("discovery.k8s.io", "endpointslices", ("create", "get", "update")),
+)
+"""In the operator's own namespace: who leads, and the Service that leads to it."""
 CALLERS = (Rule("authentication.k8s.io", "tokenreviews", ("create",)),)
 """Who reports progress is asked of the API server, which has no namespace."""
+DASHBOARD = (*CALLERS, Rule("authorization.k8s.io", "subjectaccessreviews", ("create",)))
+"""Where the dashboard is served: who looks, and whether they may list jobs."""
+CERTIFICATE = (Rule("", "secrets", ("get", "patch")),)
+"""In the operator's own namespace, for the one Secret that its self-made certificate is in; the chart names it."""
 
 
 def rules() -> dict[str, list[dict[str, Any]]]:
     """The rules by where they apply, as the chart's templates read them."""
-    sets = {"jobs": JOBS, "election": ELECTION, "callers": CALLERS}
+    sets = {"jobs": JOBS, "election": ELECTION, "callers": CALLERS, "certificate": CERTIFICATE, "dashboard": DASHBOARD}
     return {name: [rule.to_wire() for rule in rules] for name, rules in sets.items()}
 
 
-def manifests(*, namespace: str, account: str = NAME, watched: Sequence[str] = ()) -> list[dict[str, Any]]:
+def manifests(
+    *, namespace: str, account: str = NAME, watched: Sequence[str] = (), dashboard: bool = False
+) -> list[dict[str, Any]]:
     """Account, roles and bindings.
 
     Args:
         namespace: the operator's own.
         account: name of its ServiceAccount, which is among the manifests.
         watched: namespaces to work in; empty means all.
+        dashboard: whether the dashboard is served.
     """
     subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
-    cluster_wide = [*CALLERS, *(() if watched else JOBS)]
+    cluster_wide = [*(DASHBOARD if dashboard else CALLERS), *(() if watched else JOBS)]
     made = [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": namespace}},
         *_granted("Cluster", NAME, None, cluster_wide, subject),

@@ -7,10 +7,11 @@ answers to our own writes all end here.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from finetune_operator import constants as c
+from finetune_operator.errors import AttemptEnded
 from finetune_operator.excerpts import observed_attempt, observed_job, observed_pod
 from finetune_operator.observed import JobRef, Observed, ObservedAttempt, ObservedJob, ObservedPod, ProgressReport
 
@@ -19,6 +20,12 @@ KINDS: tuple[Kind, ...] = (c.KIND, c.PYTORCHJOB_KIND, "Pod")  # type: ignore[ass
 Manifest = Mapping[str, Any]
 
 T = TypeVar("T")
+
+_EXCERPT: Mapping[Kind, Callable[[Manifest], Any]] = {
+    "FineTuneJob": observed_job,
+    "PyTorchJob": observed_attempt,
+    "Pod": observed_pod,
+}
 
 _DELETIONS_KEPT = 1000
 
@@ -31,13 +38,14 @@ class _Table(Generic[T]):
         # What was deleted lately: an answer to a call of ours may come after the event that says so.
         self._deleted: OrderedDict[tuple[JobRef, str], int] = OrderedDict()
 
-    def put(self, ref: JobRef, name: str, version: int, row: T) -> bool:
-        """Keep a row unless something newer is known, be it a deletion; says whether it was kept."""
+    def is_news(self, ref: JobRef, name: str, version: int) -> bool:
+        """Whether neither a row of this version is known nor anything newer, be it a deletion."""
         known = self._rows.get(ref, {}).get(name)
-        if (known is not None and known[0] > version) or self._deleted.get((ref, name), -1) >= version:
-            return False
+        return (known is None or known[0] < version) and self._deleted.get((ref, name), -1) < version
+
+    def put(self, ref: JobRef, name: str, version: int, row: T) -> None:
+        """Keep a row."""
         self._rows.setdefault(ref, {})[name] = (version, row)
-        return True
 
     def drop(self, ref: JobRef, name: str, version: int) -> bool:
         """Forget a row that was deleted at a version; says whether it was there.
@@ -80,20 +88,26 @@ class WatchStore:
         self._jobs: _Table[ObservedJob] = _Table()
         self._attempts: _Table[ObservedAttempt] = _Table()
         self._pods: _Table[ObservedPod] = _Table()
-        self._reports: dict[JobRef, ProgressReport] = {}
+        # With the UID of their job: another one of its name has nothing to do with them.
+        self._reports: dict[JobRef, tuple[str, ProgressReport]] = {}
         self._pod_owners: dict[tuple[str, str], JobRef] = {}
+        # UIDs of attempts that are gone, with those of their jobs: their pods may outlive them by a grace period.
+        self._ended: OrderedDict[str, str] = OrderedDict()
 
     def put(self, kind: Kind, manifest: Manifest) -> JobRef | None:
-        """Take in an object as the API server sent it; the job that it concerns, or None when it concerns none."""
+        """Take in an object as the API server sent it; the job that it tells something new about, or None.
+
+        A watch tells of our own writes, too, whose answers have been taken in already.
+        """
         ref = job_of(kind, manifest)
         if ref is None:
             return None
         name, version = manifest["metadata"]["name"], _version(manifest)
-        if kind == c.KIND:
-            self._jobs.put(ref, name, version, observed_job(manifest))
-        elif kind == c.PYTORCHJOB_KIND:
-            self._attempts.put(ref, name, version, observed_attempt(manifest))
-        elif self._pods.put(ref, name, version, observed_pod(manifest)):
+        table = self._table(kind)
+        if not table.is_news(ref, name, version):
+            return None
+        table.put(ref, name, version, _EXCERPT[kind](manifest))
+        if kind == "Pod":
             self._pod_owners[ref.namespace, name] = ref
         return ref
 
@@ -106,8 +120,14 @@ class WatchStore:
         return ref
 
     def _forget(self, kind: Kind, ref: JobRef, name: str, version: int) -> None:
+        attempts = self._attempts.of(ref)
         if not self._table(kind).drop(ref, name, version):
             return
+        for attempt in attempts if kind == c.PYTORCHJOB_KIND else ():
+            if attempt.name == name:
+                self._ended[attempt.uid] = attempt.owner_uid
+        while len(self._ended) > _DELETIONS_KEPT:
+            self._ended.popitem(last=False)
         if kind == c.KIND:
             self._reports.pop(ref, None)
         elif kind == "Pod":
@@ -135,8 +155,10 @@ class WatchStore:
         return [owner for owner, _ in gone]
 
     def report(self, ref: JobRef, report: ProgressReport) -> None:
-        """Keep the newest progress report of a job."""
-        self._reports[ref] = report
+        """Keep the newest progress report of a job; one of a job that is gone comes too late."""
+        job = self.job(ref)
+        if job is not None:
+            self._reports[ref] = (job.uid, report)
 
     def jobs(self) -> Sequence[JobRef]:
         """Every job."""
@@ -152,12 +174,15 @@ class WatchStore:
 
     def owner_of_pod(self, namespace: str, name: str, uid: str) -> tuple[JobRef, int] | None:
         """The job and the attempt that a pod belongs to; None when no such pod is known, or it only has their labels:
-        the PyTorchJob that controls it has to be controlled by the job."""
+        the PyTorchJob that controls it has to be controlled by the job. Raises AttemptEnded where that PyTorchJob is
+        gone, and the pod is on its way out."""
         ref = self._pod_owners.get((namespace, name))
         job = self.job(ref) if ref is not None else None
         if ref is None or job is None:
             return None
         attempt_uid = next((pod.attempt_uid for pod in self._pods.of(ref) if (pod.name, pod.uid) == (name, uid)), "")
+        if attempt_uid and self._ended.get(attempt_uid) == job.uid:
+            raise AttemptEnded(f"the attempt of pod {name} has ended; FineTuneJob {ref} no longer follows it")
         attempts = (one for one in self._attempts.of(ref) if one.uid == attempt_uid and one.owner_uid == job.uid)
         return next(((ref, one.number) for one in attempts), None)
 
@@ -166,7 +191,8 @@ class WatchStore:
         job = self.job(ref)
         if job is None:
             return None
-        return Observed(job, self._attempts.of(ref), self._pods.of(ref), self._reports.get(ref))
+        uid, report = self._reports.get(ref, ("", None))
+        return Observed(job, self._attempts.of(ref), self._pods.of(ref), report if uid == job.uid else None)
 
     def _table(self, kind: Kind) -> _Table[Any]:
         if kind == c.KIND:

@@ -10,7 +10,8 @@ from lightkube import AsyncClient
 from lightkube.generic_resource import create_global_resource
 
 from finetune_operator import constants as c
-from finetune_operator.progress import Caller
+from finetune_operator.claims import Caller
+from finetune_operator.errors import ReviewFailed
 
 TokenReviews = create_global_resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews")
 log = logging.getLogger(__name__)
@@ -27,13 +28,13 @@ class TokenReviewer:
         self._client: Any = client  # lightkube's overloads leave generic resources out
 
     async def __call__(self, token: str) -> Caller | None:
-        """The pod, or None when the token is not valid for our audience or belongs to no pod."""
+        """The pod, or None when the token is not valid for our audience or belongs to no pod. Raises ReviewFailed."""
         body = {"spec": {"token": token, "audiences": [c.PROGRESS_AUDIENCE]}}
         try:
             review = await self._client.create(TokenReviews.from_dict(body))
         except httpx.HTTPError as error:
             log.warning("a token could not be reviewed", extra={"cause": repr(error)})
-            return None
+            raise ReviewFailed("the API server did not say whose token this is") from error
         return caller_of(review.get("status") or {})
 
 

@@ -111,11 +111,19 @@ class LocalCluster:
     async def refresh(self, ref: JobRef) -> None:
         """The store is the truth here: there is nothing to read anew."""
 
-    async def delete(self, target: ObjectRef) -> None:
+    async def reread(self, ref: JobRef) -> None:
+        """Nor this."""
+
+    async def delete(self, target: ObjectRef) -> bool:
         """Delete a child and what it owns."""
         key = Key(target.kind, target.namespace, target.name)
-        if target.owner_uid is None or owner_uid(self.store.get(key) or {}) == target.owner_uid:
-            self.store.delete(key, uid=target.uid)
+        found = self.store.get(key)
+        if found is None or target.uid not in (None, found["metadata"]["uid"]):
+            return False
+        if target.owner_uid not in (None, owner_uid(found)):
+            return False
+        self.store.delete(key)
+        return True
 
     async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: dict[str, Any]) -> None:
         """Merge `status` into the job's."""

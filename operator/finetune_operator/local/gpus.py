@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
+import subprocess  # nosec B404  # each call is judged by itself
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,9 @@ def find_gpus() -> tuple[Gpu, ...]:
         return ()
     command = [program, "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        listed = subprocess.run(  # nosec B603  # a list, no shell
+            command, capture_output=True, text=True, timeout=_SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ()
     return parse_gpus(listed.stdout)

@@ -98,7 +98,8 @@ class RunLoop:
             if self._phase() in _ENDED and not self._agent.pids() and not self._wake.is_set():
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _TICK_SECONDS if delay is None else min(delay, _TICK_SECONDS))
+                async with asyncio.timeout(_TICK_SECONDS if delay is None else min(delay, _TICK_SECONDS)):
+                    await self._wake.wait()
 
     async def _reconcile(self, reconcile: Reconcile) -> float | None:
         try:

@@ -167,7 +167,8 @@ class NodeAgent:
             waiting = pod_status.waiting(running.status, "CreateContainerConfigError", str(error))
             await self._api.write_status(pod, waiting)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(running.stopping.wait(), _RETRY_SECONDS)
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    await running.stopping.wait()
         finally:
             await asyncio.gather(*(process.kill() for process in running.processes))
             await asyncio.to_thread(shutil.rmtree, self._pod_folder(pod), ignore_errors=True)

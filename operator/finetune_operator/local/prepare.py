@@ -30,6 +30,11 @@ def with_absolute_files(job: FineTuneJob, folder: Path) -> FineTuneJob:
     return FineTuneJob.model_validate(wire)
 
 
+def without_reuse(spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """A spec that is always trained: what is finished is found in the run's folder, and `--fresh` begins anew."""
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"reuse": False})})
+
+
 def local_path(uri: str) -> Path:
     """The path that a `file:` URI names, taken literally as the trainer does."""
     text = uri.removeprefix(_FILE)
@@ -77,8 +82,8 @@ def check_changes(folder: Path, old: Mapping[str, Any], new: FineTuneJob) -> Non
             f"{folder} holds the run of another job, {old['metadata']['name']!r}; name another folder with -o, or "
             "start over with --fresh"
         )
-    before = FineTuneJobSpec.model_validate(old["spec"]).to_wire()
-    after = new.spec.to_wire()
+    before = without_reuse(FineTuneJobSpec.model_validate(old["spec"])).to_wire()
+    after = without_reuse(new.spec).to_wire()
     changes = [
         change for name in IMMUTABLE for change in _differences(before.get(name), after.get(name), f"spec.{name}")
     ]

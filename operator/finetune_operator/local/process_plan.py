@@ -17,7 +17,7 @@ from finetune_operator.local.environment import container_environment, expand
 from finetune_operator.local.sources import CannotRun, Sources
 from finetune_operator.local.volumes import PlannedFile, Volume, plan_volume
 
-SHARED_PATHS = ("/tmp", "/dev/shm")
+SHARED_PATHS = ("/tmp", "/dev/shm")  # nosec B108  # a path in the pod
 """Mounts whose path a process finds on its own machine."""
 TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
 PVC_ROOT_VARIABLE = "FINETUNE_PVC_ROOT"
@@ -146,7 +146,7 @@ def _mounts(container: Mapping[str, Any], volumes: Mapping[str, Volume]) -> list
 def _shared_mounts(container: Mapping[str, Any], volumes: Mapping[str, Volume]) -> Iterator[tuple[str, str]]:
     """A volume for temporary files serves through TMPDIR."""
     for mount in container.get("volumeMounts") or []:
-        if mount["mountPath"].rstrip("/") == "/tmp":
+        if mount["mountPath"].rstrip("/") == "/tmp":  # nosec B108  # a path in the pod
             yield "TMPDIR", str(volumes[mount["name"]].path)
 
 

@@ -62,7 +62,8 @@ class ProgressReceiver:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            status, text = await asyncio.wait_for(self._answer(reader), _SECONDS)
+            async with asyncio.timeout(_SECONDS):
+                status, text = await self._answer(reader)
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             status, text = HTTPStatus.BAD_REQUEST, "the request did not arrive whole"
         body = f"{text}\n".encode()
@@ -72,7 +73,8 @@ class ProgressReceiver:
         )
         try:
             writer.write(head.encode() + body)
-            await asyncio.wait_for(writer.drain(), _SECONDS)
+            async with asyncio.timeout(_SECONDS):
+                await writer.drain()
         except (ConnectionError, TimeoutError):
             pass  # the reporter is gone, and its report is kept or not by now
         finally:

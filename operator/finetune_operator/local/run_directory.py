@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from finetune_operator.errors import FinetuneError
 from finetune_trainer.contract import ResultManifest
 
+EVALUATION_FILE = "evaluation.json"
 _OURS = ("state.json", "state.tmp", "pods", "logs", "s3", "result", "result.partial", "pvc")
 
 
@@ -119,3 +122,17 @@ class RunDirectory:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def read_answers(result: Path) -> list[Mapping[str, Any]]:
+    """Held-out prompts with the answers of both models; none where the run made none. Raises FinetuneError where a
+    result's folder has none that can be read."""
+    path = result / EVALUATION_FILE
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise FinetuneError(f"{path} cannot be read: {error}; start over with --fresh") from error
+    found = document.get("generations") if isinstance(document, Mapping) else None
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []

@@ -30,7 +30,7 @@ from finetune_operator.observed import JobRef
 from finetune_operator.settings import Permissions, Settings, TrainerDefaults
 from finetune_operator.times import rfc3339
 
-LOCAL_SECRET = "finetune-local-s3"
+LOCAL_SECRET = "finetune-local-s3"  # nosec B105  # of a server on the loopback address
 """Name under which pods get the credentials of the embedded S3 server."""
 PROGRESS_PATCH_SECONDS = 1.0
 
@@ -62,6 +62,7 @@ def run_job(job: FineTuneJob, options: RunOptions, observer: Observer) -> Outcom
         FinetuneError: the folder is in use, or holds another job; the object store does not answer.
     """
     prepare.check_secrets(job, options.secrets)
+    job = job.model_copy(update={"spec": prepare.without_reuse(job.spec)})
     gpus = visible(find_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     prepare.check_gpus(job, gpus)
     directory = RunDirectory(options.directory)

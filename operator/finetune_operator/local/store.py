@@ -70,6 +70,10 @@ class ObjectStore:
         """Objects of a kind that carry all `labels` (pass names with dots and slashes by `**`), by name."""
         return [copy.deepcopy(one) for one in self._matching(kind, namespace, labels)]
 
+    def events(self) -> list[Manifest]:
+        """Copies of all events, the newest last."""
+        return sorted(self.select("Event"), key=lambda event: int(event["metadata"]["resourceVersion"]))
+
     def create(self, manifest: Manifest) -> Manifest:
         """Add an object under its name; it gets its uid and times here.
 

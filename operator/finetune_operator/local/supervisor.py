@@ -85,7 +85,8 @@ class ContainerProcess:
         """End every process of the container now."""
         self._release()
         try:
-            await asyncio.wait_for(self._process.wait(), _KILL_SECONDS)
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

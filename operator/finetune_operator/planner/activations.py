@@ -1,86 +1,125 @@
 """Bytes that the backward pass needs of the forward pass. Pure: no I/O.
 
-Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) count what a transformer layer keeps tensor by tensor. The same
-is done here for what transformers and PEFT really run: norms in fp32, grouped queries, gated MLPs, attention that never
-writes its scores, frozen weights that need no input kept. Checkpointing keeps each block's input and recomputes one
-block at a time (Chen et al. 2016, arXiv:1604.06174). Blocks below the lowest trained one keep nothing.
+What one block keeps is counted in `kept`. Checkpointing keeps each block's input, perhaps in host memory, and
+recomputes one block at a time (Chen et al. 2016, arXiv:1604.06174). The blocks that are recomputed are the lowest of
+those that the backward pass reaches: when it comes to them, what the blocks above kept is gone. Blocks below the lowest
+trained one keep nothing.
 
-The tests hold these counts against what autograd saves of a real model.
+Memory is highest either when the loss is taken, or in the backward pass of the highest block, when nothing of what was
+kept is gone yet; with checkpointing also when a block was recomputed. What each of these needs besides is gone when the
+other comes, so that the larger one counts.
 """
 
 from __future__ import annotations
 
+from finetune_operator.planner.kept import block_bytes_per_token, trained_inputs
 from finetune_operator.planner.workload import Batch, Workload
-from finetune_trainer.contract.vocabulary import Method
+from finetune_trainer.contract.vocabulary import Method, QuantizationType
 
 LOGITS_PER_CHUNK = 2**25
 """Elements of logits that the trainer's loss holds at a time (`finetune_trainer.loss`)."""
+COMPILED_LOGITS_PER_CHUNK = 3 * 2**25
+"""The same where it is compiled (`finetune_trainer.fast.cross_entropy`)."""
+INPUTS_ON_GPU = 2
+"""Of blocks whose inputs are in host memory: the one at work and the next (`finetune_trainer.fast.offload`)."""
 _BYTES_PER_LOGIT = 12
 """fp32 logits and their log-softmax; in the backward pass the latter, its gradient, and the gradient in 16 bits."""
-
-
-def block_bytes_per_token(work: Workload) -> int:
-    """What one block keeps of a token, whatever is trained in it."""
-    shape, narrow = work.known.shape, work.narrow
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # A norm computes in fp32 and keeps its input so.
-    norms = shape.norms * 4 * shape.hidden + (4 * (query + key) if shape.head_norms else 0)
-    # Query, key, value, output, and the fp32 logarithm of each head's normaliser (Dao 2023, arXiv:2307.08691,
-    # section 3.1). With a mask, which packed rows have, keys and values are repeated for every query head.
-    saved_key = query if work.packing else key
-    attention = narrow * (2 * query + 2 * saved_key) + 4 * shape.heads
-    # A mixture gathers its tokens for each expert and scales what comes back.
-    experts = 4 if work.trains_experts else narrow
-    routing = experts * 2 * shape.hidden * shape.routed if shape.routed > 1 else 0
-    return norms + attention + _mlp_bytes(work) + routing
-
-
-def _mlp_bytes(work: Workload) -> int:
-    shape = work.known.shape
-    narrow = 4 if work.trains_experts else work.narrow
-    if shape.gated:
-        # The gate before and after its activation, and what it is multiplied with.
-        return 3 * narrow * shape.mlp
-    if shape.stepwise_gelu:
-        # Four factors; autocast raises to a power in fp32, and what follows stays so.
-        return (12 + narrow) * shape.mlp
-    return narrow * shape.mlp
+_BYTES_PER_COMPILED_LOGIT = 4
+"""Logits and their gradient, in 16 bits."""
+_BYTES_PER_TRAINED_HEAD = 12
+"""fp32 gradient of all chunks, of one, and its scaled sum or, before, the 16-bit weight and its gradient."""
 
 
 def attention_bytes(work: Workload, batch: Batch) -> int:
     """What one block keeps for each pair of tokens of a row: nothing, but for masks and eager attention."""
     pairs = batch.rows * batch.length**2
-    mask = work.narrow * pairs if work.packing else 0
+    mask = work.narrow * pairs if _masked(work) else 0
     # bf16 soft-capped scores, fp32 softmax, its 16-bit copy (compare 5as/h of Korthikanti et al., section 4.1).
     scores = (2 * work.narrow + 4) * work.known.shape.heads * pairs if work.known.shape.keeps_scores else 0
     return mask + scores
 
 
+def _masked(work: Workload) -> bool:
+    return work.packing and not work.paths.samples
+
+
 def activation_bytes(work: Workload, batch: Batch) -> int:
-    """All that is kept between forward and backward pass, and the largest temporary beside it."""
-    shape, tokens = work.known.shape, batch.tokens
-    kept = shape.blocks - work.lowest
-    inputs = work.kept_inputs
-    fixed = block_bytes_per_token(work) * tokens + attention_bytes(work, batch)
-    residual = (4 if work.wide_residual else work.narrow) * shape.hidden * tokens
-    # Of the widest part of a block: its gradient, that of the gate, and an fp32 copy for an adapter.
-    temporary = (4 + 2 * work.narrow) * shape.mlp * tokens
-    mask = batch.rows * batch.length**2 if work.packing else 0
-    if kept == 0:
-        return temporary + residual + mask
-    if not batch.checkpointing:
-        return kept * fixed + sum(inputs.values()) * tokens + residual + temporary + mask
-    return kept * residual + fixed + max(inputs.values(), default=0) * tokens + temporary + mask
+    """The most that there is of activations in the backward pass: what is kept, and what a block needs beside it."""
+    beside = _temporary_bytes(work, batch) + residual_bytes(work, batch)
+    waiting, above = _waiting_bytes(work, batch)
+    if not batch.checkpointing or recomputed_blocks(work, batch) == 0:
+        return waiting + above + beside
+    once = block_bytes(work, batch)
+    # The inputs that were brought to host memory come back for one block, and for the next.
+    back = min(recomputed_blocks(work, batch), INPUTS_ON_GPU) * residual_bytes(work, batch)
+    recomputing = (back if batch.offloaded else waiting) + once + beside
+    return max(recomputing, waiting + above + beside)
+
+
+def bytes_at_the_loss(work: Workload, batch: Batch) -> int:
+    """What is there when the loss is taken."""
+    return sum(_waiting_bytes(work, batch)) + logit_bytes(work, batch)
+
+
+def bytes_at_the_end(work: Workload, batch: Batch) -> int:
+    """What is there when the backward pass comes to its last block: what this one kept."""
+    return block_bytes(work, batch) + _temporary_bytes(work, batch) + 2 * residual_bytes(work, batch)
+
+
+def _waiting_bytes(work: Workload, batch: Batch) -> tuple[int, int]:
+    """When the forward pass has come to its end: inputs of blocks that will be recomputed, and what the others keep."""
+    recomputed = recomputed_blocks(work, batch) if batch.checkpointing else 0
+    kept = work.known.shape.blocks - work.lowest
+    fixed = block_bytes_per_token(work) * batch.tokens + attention_bytes(work, batch)
+    above = (kept - recomputed) * fixed
+    inputs = trained_inputs(work)
+    above += sum(size for block, size in inputs.items() if block >= work.lowest + recomputed) * batch.tokens
+    mask = batch.rows * batch.length**2 if _masked(work) else 0
+    on_gpu = min(1, recomputed) if batch.offloaded else recomputed
+    return on_gpu * residual_bytes(work, batch) + mask, above
+
+
+def block_bytes(work: Workload, batch: Batch) -> int:
+    """What one block keeps where most is trained in it."""
+    if work.known.shape.blocks == work.lowest:
+        return 0
+    fixed = block_bytes_per_token(work) * batch.tokens + attention_bytes(work, batch)
+    return fixed + max(trained_inputs(work).values(), default=0) * batch.tokens
+
+
+def _temporary_bytes(work: Workload, batch: Batch) -> int:
+    """Of the widest part of a block: its gradient, that of the gate, and an fp32 copy for an adapter. With an FP8 base
+    a gradient is widened by the weight's scales before it is rounded, compiled in the same pass as what is computed
+    again."""
+    width = 4 + 2 * work.narrow
+    if work.quantization is QuantizationType.FP8:
+        width += 4 + 2 * work.narrow if work.paths.compiled else 8
+    return width * work.known.shape.mlp * batch.tokens
+
+
+def residual_bytes(work: Workload, batch: Batch) -> int:
+    """What enters a block."""
+    return work.residual_width * work.known.shape.hidden * batch.tokens
+
+
+def recomputed_blocks(work: Workload, batch: Batch) -> int:
+    """With checkpointing: blocks whose input is kept."""
+    kept = work.known.shape.blocks - work.lowest
+    return kept if batch.recomputed is None else min(batch.recomputed, kept)
 
 
 def logit_bytes(work: Workload, batch: Batch) -> int:
     """The loss: one chunk of logits, the hidden states of the trained positions with their gradient, and for a trained
-    head the sum of its gradient, a chunk's and the scaled one. Counts every position as trained: the most there can be.
+    head its gradients. Counts every position as trained: the most there can be.
     """
     shape = work.known.shape
+    hidden = batch.tokens * shape.hidden * (4 + 3 * work.narrow)
     if work.method is Method.HEAD:
         # A few numbers for each token.
-        return batch.tokens * shape.hidden * (4 + 2 * work.narrow)
-    rows = min(batch.tokens, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
-    hidden = batch.tokens * shape.hidden * (4 + 2 * work.narrow)
-    return rows * shape.vocabulary * _BYTES_PER_LOGIT + hidden + 8 * work.trained_head
+        return hidden
+    fused = work.paths.compiled and not work.trained_head
+    chunk, size = (
+        (COMPILED_LOGITS_PER_CHUNK, _BYTES_PER_COMPILED_LOGIT) if fused else (LOGITS_PER_CHUNK, _BYTES_PER_LOGIT)
+    )
+    rows = min(batch.tokens, max(1, chunk // shape.vocabulary))
+    return rows * shape.vocabulary * size + hidden + _BYTES_PER_TRAINED_HEAD * work.trained_head

@@ -29,6 +29,8 @@ def plan_adapters(spec: FineTuneJobSpec, plan_one: Callable[[FineTuneJobSpec], P
             "micro_batch_size": rows,
             "gradient_accumulation": largest.plan.micro_batch_size * largest.plan.gradient_accumulation // rows,
             "gradient_checkpointing": any(plan.gradient_checkpointing for plan in plans),
+            "recomputed_blocks": None,
+            "offload_activations": any(plan.offload_activations for plan in plans),
             "trainable_parameters": sum(plan.trainable_parameters or 0 for plan in plans),
         }
     )

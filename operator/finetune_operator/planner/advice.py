@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.errors import DoesNotFit
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
-from finetune_operator.planner.search import Candidate, checkpointing_choices, choose, layouts, select_for
+from finetune_operator.planner.offload import fits_host, host_problem, memory_for
+from finetune_operator.planner.search import Candidate, batch_of, checkpointing_choices, choose, layouts, select_for
 from finetune_operator.planner.support import WITHOUT_CHECKPOINTING
 from finetune_operator.planner.workload import Batch, Workload, readable
 from finetune_trainer.contract import SelectionError
@@ -16,6 +17,8 @@ from finetune_trainer.contract.vocabulary import Method, Optimizer, Strategy
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
 _SHORTEST = 128
 _MOST_GPUS = 64
+_RECOMPUTING = {"never": ("auto", "offload"), "auto": ("offload",), "always": ("offload",), "offload": ("always",)}
+"""Values of `gradientCheckpointing` to those that need less: on the GPU, or with `offload` on the host."""
 
 
 def does_not_fit(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> DoesNotFit:
@@ -24,12 +27,19 @@ def does_not_fit(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strateg
     lines = [
         f"{readable(best.memory.total)} per GPU are needed at least ({parts_text(best.memory)}), with {best.layout}, "
         f"{best.batch.rows} rows of {best.batch.length} tokens at a time and gradient checkpointing "
-        f"{'on' if best.batch.checkpointing else 'off'}; a GPU of {readable(gpu_memory)} has "
+        f"{_checkpointing(best.batch)}; a GPU of {readable(gpu_memory)} has "
         f"{readable(USABLE_SHARE * gpu_memory)} to give"
     ]
-    remedies = list(_remedies(spec, work, gpu_memory, strategies))
+    lines.extend(host_problem(spec, work, best.batch))
+    remedies = list(_remedies(spec, work, gpu_memory, strategies, best))
     lines.append(f"It would fit with: {'; '.join(remedies)}" if remedies else _hopeless(best.memory))
     return DoesNotFit(". ".join(lines))
+
+
+def _checkpointing(batch: Batch) -> str:
+    if not batch.checkpointing:
+        return "off"
+    return "on, with inputs in host memory" if batch.offloaded else "on"
 
 
 def parts_text(memory: MemoryPerGpu) -> str:
@@ -49,12 +59,14 @@ def _smallest(spec: FineTuneJobSpec, work: Workload, strategies: frozenset[Strat
     candidates = []
     for layout in layouts(spec, strategies):
         for checkpointing in checkpointing_choices(spec):
-            batch = Batch(1 if wanted == "auto" else wanted, spec.dataset.max_length, checkpointing)
+            batch = batch_of(spec, 1 if wanted == "auto" else wanted, checkpointing)
             candidates.append(Candidate(layout, batch, estimate(work, batch, layout)))
     return min(candidates, key=lambda candidate: candidate.memory.total)
 
 
-def _remedies(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> Iterator[str]:
+def _remedies(
+    spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy], smallest: Candidate
+) -> Iterator[str]:
     def fits(changed: FineTuneJobSpec) -> Candidate | None:
         try:
             changed_work = Workload.of(changed, work.known, select_for(changed, work.known.layout))
@@ -62,7 +74,7 @@ def _remedies(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies
             return None
         return choose(changed, changed_work, gpu_memory, None, strategies)
 
-    for text, changed in _changes(spec):
+    for text, changed in (*_more_host_memory(spec, work, smallest), *_changes(spec)):
         found = fits(changed)
         if found is not None:
             yield f"{text} ({_need(found)})"
@@ -83,11 +95,21 @@ def _need(found: Candidate) -> str:
     return f"{readable(found.memory.total)} at {found.batch.rows} rows a time"
 
 
+def _more_host_memory(
+    spec: FineTuneJobSpec, work: Workload, smallest: Candidate
+) -> Iterator[tuple[str, FineTuneJobSpec]]:
+    if not fits_host(spec, work, smallest.batch):
+        memory = memory_for(spec, work, smallest.batch)
+        yield f"resources.memory: {memory}", _with(spec, "resources", memory=memory)
+
+
 def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
     """Changes of one field each that cost less memory."""
     training = spec.training
-    if training.gradient_checkpointing == "never" and spec.method not in WITHOUT_CHECKPOINTING:
-        yield "training.gradientCheckpointing: auto", _with(spec, "training", gradient_checkpointing="auto")
+    if spec.method not in WITHOUT_CHECKPOINTING:
+        for choice in _RECOMPUTING.get(training.gradient_checkpointing, ()):
+            changed = _with(spec, "training", gradient_checkpointing=choice)
+            yield f"training.gradientCheckpointing: {choice}", changed
     if training.micro_batch_size not in ("auto", 1):
         yield "training.microBatchSize: auto", _with(spec, "training", micro_batch_size="auto")
     if training.optimizer is Optimizer.ADAMW and spec.method in (Method.FULL, Method.FREEZE):

@@ -9,10 +9,19 @@ arXiv:1910.02054, section 5), offloading Ren et al. 2021 (ZeRO-Offload, arXiv:21
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from finetune_operator.api.v1alpha1 import MemoryPerGpu
-from finetune_operator.planner.activations import activation_bytes, logit_bytes
+from finetune_operator.planner.activations import (
+    activation_bytes,
+    bytes_at_the_end,
+    bytes_at_the_loss,
+    logit_bytes,
+    recomputed_blocks,
+    residual_bytes,
+)
+from finetune_operator.planner.kept import fused_weight_elements
 from finetune_operator.planner.workload import CAST, Batch, Layout, Workload
 from finetune_trainer.contract.vocabulary import LoraVariant, Optimizer, QuantizationType, Strategy
 
@@ -53,18 +62,54 @@ _ZERO_LIVE = 1_000_000_000
 
 
 def estimate(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
-    """Peak bytes of one process on one GPU."""
+    """Peak bytes of one process on one GPU; where it is open whether blocks are compiled, of what needs more."""
+    return max((_parts(way, batch, layout) for way in _ways(work, layout)), key=lambda parts: parts.total)
+
+
+def allocated_bytes(work: Workload, batch: Batch, layout: Layout) -> int:
+    """Of an estimate, what torch counts as allocated (`max_memory_allocated`): neither the context nor what the
+    caching allocator cannot reuse."""
+    parts = estimate(work, batch, layout)
+    return parts.total - parts.overhead + _workspaces(work) + _buffers(work, layout)
+
+
+def _ways(work: Workload, layout: Layout) -> Iterator[Workload]:
+    if layout.shards:
+        yield replace(work, paths=work.paths.sharded)
+        return
+    yield work
+    if work.may_compile:
+        yield replace(work, paths=replace(work.paths, compiled=True))
+
+
+def _parts(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
     batch = replace(batch, rows=batch.rows * work.rows_per_item)
+    gradients, loss = gradient_bytes(work, layout), logit_bytes(work, batch)
+    at_the_loss, backward = bytes_at_the_loss(work, batch), activation_bytes(work, batch)
+    if batch.accumulating or layout.processes > 1:
+        most = gradients + max(at_the_loss, backward)
+    else:
+        # Gradients come as what was kept goes; those of the head, which come first, stand with the loss.
+        most = max(at_the_loss, backward, gradients + bytes_at_the_end(work, batch))
+    # What the loss took is used again by the backward pass: activations are what there is beyond it.
+    logits = min(loss, most - gradients)
     parts = {
-        "weights": weight_bytes(work, layout),
-        "gradients": gradient_bytes(work, layout),
+        "weights": weight_bytes(work, layout, recomputing=batch.checkpointing),
+        "gradients": gradients,
         "optimizer": optimizer_bytes(work, layout),
-        "activations": activation_bytes(work, batch),
-        "logits": logit_bytes(work, batch),
+        "activations": most - gradients - logits,
+        "logits": logits,
     }
-    moving = parts["gradients"] + parts["activations"] + parts["logits"]
-    parts["overhead"] = _CONTEXT + _workspaces(work) + _buffers(work, layout) + int(_FRAGMENTATION * moving)
+    parts["overhead"] = _CONTEXT + _workspaces(work) + _buffers(work, layout) + int(_FRAGMENTATION * most)
     return MemoryPerGpu(**parts, total=sum(parts.values()))
+
+
+def offloaded_bytes(work: Workload, batch: Batch) -> int:
+    """Host memory of one process on one GPU for the inputs of recomputed blocks."""
+    if not (batch.checkpointing and batch.offloaded):
+        return 0
+    batch = replace(batch, rows=batch.rows * work.rows_per_item)
+    return recomputed_blocks(work, batch) * residual_bytes(work, batch)
 
 
 def host_estimate(work: Workload, batch: Batch) -> MemoryPerGpu:
@@ -73,10 +118,10 @@ def host_estimate(work: Workload, batch: Batch) -> MemoryPerGpu:
     return parts.model_copy(update={"overhead": parts.overhead + GIB - _CONTEXT, "total": parts.total + GIB - _CONTEXT})
 
 
-def weight_bytes(work: Workload, layout: Layout) -> int:
+def weight_bytes(work: Workload, layout: Layout, *, recomputing: bool = False) -> int:
     """Frozen and trained weights. ZeRO keeps all of them in 16 bits and counts the fp32 masters to the optimizer."""
     quantized = sum(p.size for p in work.quantized)
-    frozen = (work.frozen - quantized) * work.narrow + _quantized_bytes(work)
+    frozen = (work.frozen - quantized) * work.narrow + _quantized_bytes(work, recomputing=recomputing)
     if layout.strategy is Strategy.DEEPSPEED:
         total = frozen + work.trained * work.narrow
         if layout.zero_stage != 3:
@@ -85,26 +130,28 @@ def weight_bytes(work: Workload, layout: Layout) -> int:
     if layout.strategy is Strategy.FSDP:
         total = frozen + 4 * work.trained
         return 0 if layout.offload_parameters else total // layout.processes
-    return frozen + 4 * work.trained + _cast_copies(work)
+    return frozen + 4 * work.trained + _cast_copies(work) + work.narrow * fused_weight_elements(work)
 
 
 def _cast_copies(work: Workload) -> int:
-    """Autocast keeps the 16-bit copy of a trained weight until the forward pass is over."""
+    """Autocast keeps the 16-bit copy of a trained weight until the forward pass is over; compiled blocks do so with
+    adapters alone, and cast their weights again."""
     if work.narrow == 4:
         return 0
     matrices = sum(p.size for p in work.trained_base if p.kind in CAST)
     beside = work.trained - sum(p.size for p in work.trained_base)
-    return 2 * (matrices + beside)
+    return 2 * (beside if work.paths.compiled else matrices + beside)
 
 
-def _quantized_bytes(work: Workload) -> int:
+def _quantized_bytes(work: Workload, *, recomputing: bool) -> int:
     """4 bits and a constant for each block of weights, itself in 8 bits with an fp32 constant of its own; or 8 bits and
-    an fp32 constant for each row (Dettmers et al. 2022, arXiv:2208.07339, section 3)."""
-    if work.quantization is QuantizationType.INT8:
-        return sum(p.size + 4 * p.shape[0] for p in work.quantized)
+    an fp32 constant for each row (Dettmers et al. 2022, arXiv:2208.07339, section 3), in FP8 perhaps twice."""
+    if work.quantization in (QuantizationType.INT8, QuantizationType.FP8):
+        copies = 2 if work.held.keeps_transposed(recomputing=recomputing) else 1
+        return sum(copies * p.size + 4 * p.shape[0] for p in work.quantized)
     elements = sum(p.size for p in work.quantized)
     constants = elements / _ABSMAX_BLOCK
-    per_constant = 1 + 4 / _DOUBLE_QUANT_BLOCK if work.double_quant else 4
+    per_constant = 1 + 4 / _DOUBLE_QUANT_BLOCK if work.held.double_quant else 4
     return int(elements / 2 + constants * per_constant)
 
 
@@ -153,11 +200,11 @@ def _sides(work: Workload, module: str) -> tuple[int, ...]:
 
 
 def _workspaces(work: Workload) -> int:
-    """The largest quantized weight while it is expanded, and the norm of a DoRA weight, which is computed of a whole
-    one in fp32."""
+    """The largest quantized weight while it is expanded (or transposed, in FP8), and the norm of a DoRA weight, which
+    is computed of a whole one in fp32."""
     size = 0
     if work.quantization is not None:
-        size += 2 * work.largest_matrix
+        size += (1 if work.quantization is QuantizationType.FP8 else 2) * work.largest_matrix
     if work.variant is LoraVariant.DORA and work.selection.adapted:
         size += 8 * work.largest_matrix
     if work.selection.adapted_experts:

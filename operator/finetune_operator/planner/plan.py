@@ -10,9 +10,12 @@ from finetune_operator.api.base import quantity_to_bytes
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Head, MemoryPerGpu, PlanStatus
 from finetune_operator.planner.adapters import plan_adapters
 from finetune_operator.planner.advice import does_not_fit
-from finetune_operator.planner.memory import host_estimate
+from finetune_operator.planner.memory import host_estimate, offloaded_bytes
+from finetune_operator.planner.offload import offload_notes
+from finetune_operator.planner.prefix import check_prefix, prefix_notes
 from finetune_operator.planner.search import (
     Candidate,
+    batch_of,
     checkpointing_choices,
     choose,
     processes_of,
@@ -21,12 +24,12 @@ from finetune_operator.planner.search import (
 )
 from finetune_operator.planner.shapes import KnownModel, read_model
 from finetune_operator.planner.support import BESIDE_THE_MODEL, STRATEGIES, check_supported, strategies_of
-from finetune_operator.planner.workload import Batch, Layout, Workload, readable
+from finetune_operator.planner.workload import Layout, Workload, readable
 from finetune_operator.shape import unplanned
 from finetune_trainer.contract import Selection
 from finetune_trainer.contract.config import HeadConfig
 from finetune_trainer.contract.heads import outputs_of, with_head
-from finetune_trainer.contract.vocabulary import Method, Strategy
+from finetune_trainer.contract.vocabulary import Method, QuantizationType, Strategy
 
 UNKNOWN_CLASSES = ("0", "1")
 """Stand for the classes that are found in the data: a few more or less do not count."""
@@ -85,12 +88,13 @@ def plan(
     strategies = strategies_of(spec, strategies)
     known = _as_trained(spec, known)
     work = Workload.of(spec, known, select_for(spec, known.layout))
+    check_prefix(spec, work)
     if spec.resources.gpus == 0:
         return _cpu_plan(spec, work, micro_batch_size)
     chosen = choose(spec, work, gpu_memory, micro_batch_size, strategies)
     if chosen is None:
         raise does_not_fit(spec, work, gpu_memory, strategies)
-    return PlanResult(_status(spec, chosen, work), _notes(work, chosen), work.selection)
+    return PlanResult(_status(spec, chosen, work), _notes(spec, work, chosen), work.selection)
 
 
 def _as_trained(spec: FineTuneJobSpec, known: KnownModel) -> KnownModel:
@@ -112,6 +116,8 @@ def _status(spec: FineTuneJobSpec, chosen: Candidate, work: Workload) -> PlanSta
         "micro_batch_size": chosen.batch.rows,
         "gradient_accumulation": spec.training.batch_size // processes_of(spec) // chosen.batch.rows,
         "gradient_checkpointing": chosen.batch.checkpointing,
+        "recomputed_blocks": chosen.batch.recomputed,
+        "offload_activations": offloaded_bytes(work, chosen.batch) > 0,
         "trainable_parameters": None if spec.method in BESIDE_THE_MODEL else work.trained,
         "total_parameters": work.known.layout.total,
         "memory_per_gpu": chosen.memory if on_gpu else None,
@@ -120,14 +126,18 @@ def _status(spec: FineTuneJobSpec, chosen: Candidate, work: Workload) -> PlanSta
     return unplanned(spec).model_copy(update=decided)
 
 
-def _notes(work: Workload, chosen: Candidate) -> tuple[str, ...]:
+def _notes(spec: FineTuneJobSpec, work: Workload, chosen: Candidate) -> tuple[str, ...]:
     notes = list(work.selection.notes)
     if chosen.layout.shards:
         notes.append(f"{chosen.layout}: the job does not fit on one GPU without it")
     if work.quantization and work.known.shape.routed > 1:
         notes.append("the experts are fused tensors, which cannot be quantized: they stay in 16 bits")
+    if work.quantization is QuantizationType.FP8:
+        notes.append("fp8 needs GPUs of compute capability 8.9 or later (Ada, Hopper); CPUs emulate it")
     if work.method in BESIDE_THE_MODEL:
         notes.append(f"how many parameters method {work.method} trains is counted by the trainer")
+    notes.extend(offload_notes(spec, work, chosen.batch))
+    notes.extend(prefix_notes(spec, work, chosen.layout))
     return tuple(notes)
 
 
@@ -138,12 +148,12 @@ def _cpu_plan(spec: FineTuneJobSpec, work: Workload, micro_batch_size: int | Non
     memory_limit = quantity_to_bytes(spec.resources.memory)
     # Recomputing is dear without a GPU: only where the pod's memory asks for it.
     for checkpointing in checkpointing_choices(spec):
-        batch = Batch(rows, spec.dataset.max_length, checkpointing)
+        batch = batch_of(spec, rows, checkpointing)
         memory = host_estimate(work, batch)
         if memory.total <= memory_limit:
             break
     chosen = Candidate(Layout(Strategy.SINGLE), batch, memory)
-    notes = [*_notes(work, chosen), f"about {readable(memory.total)} of host memory"]
+    notes = [*_notes(spec, work, chosen), f"about {readable(memory.total)} of host memory"]
     if memory.total > memory_limit:
         notes.append(
             f"spec.resources.memory: {spec.resources.memory} is probably too little; ask for "

@@ -1,17 +1,20 @@
 """The ways to run a job that its spec leaves open, and the best of them that fits. Pure: no I/O.
 
 Preferred in this order: nothing sharded over anything sharded (sharding costs communication in every step), then no
-recomputation where a forward pass still holds enough tokens to keep a GPU busy, then the largest micro-batch.
+recomputation where a forward pass still holds enough tokens to keep a GPU busy, then the largest micro-batch, or, where
+something has to be recomputed, the one with which the fewest blocks are.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
+from finetune_operator.planner.offload import fits_host
 from finetune_operator.planner.support import STRATEGIES, WITHOUT_CHECKPOINTING, strategy_use
 from finetune_operator.planner.workload import Batch, Layout, Workload
 from finetune_trainer.contract import LayerSelection, ModelLayout, Selection, select
@@ -20,6 +23,9 @@ from finetune_trainer.contract.vocabulary import LoraBias, OffloadTarget, Strate
 
 BUSY_TOKENS = 4096
 """Tokens of a forward pass above which a larger micro-batch makes a GPU hardly faster."""
+KEEPING_SHARE = 0.92
+"""Of a GPU's memory that is filled up with activations, so that less of them is recomputed. No job needs that: the
+margin is larger than the one that `USABLE_SHARE` leaves."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,34 @@ def choose(
         plain, thriftiest = fitting[0], fitting[-1]
         busy = plain.batch.tokens >= BUSY_TOKENS or plain.batch.rows == max(row_choices(spec, override))
         # After running out of memory in practice the estimate is not to be trusted to the last row.
-        return plain if busy and not override else thriftiest
+        if override:
+            return thriftiest
+        return _recomputing_less(spec, work, plain if busy else thriftiest, gpu_memory)
     return None
+
+
+def _recomputing_less(spec: FineTuneJobSpec, work: Workload, found: Candidate, gpu_memory: int) -> Candidate:
+    """With as few recomputed blocks as there is room for, where the spec leaves that open: of the micro-batches that
+    keep a GPU busy, the one that leaves the most room."""
+    if spec.training.gradient_checkpointing != "auto" or not found.batch.checkpointing:
+        return found
+    best, most = found, work.known.shape.blocks - work.lowest
+
+    def keeping(rows: int, recomputed: int) -> Candidate:
+        batch = replace(batch_of(spec, rows, True), recomputed=recomputed)
+        return Candidate(found.layout, batch, estimate(work, batch, found.layout))
+
+    def fits(candidate: Candidate) -> bool:
+        return candidate.memory.total <= KEEPING_SHARE * gpu_memory
+
+    for rows in row_choices(spec):
+        if rows > found.batch.rows or (rows < found.batch.rows and rows * found.batch.length < BUSY_TOKENS):
+            continue
+        counts = range(1, most)
+        at = bisect.bisect_left(counts, True, key=lambda count: fits(keeping(rows, count)))
+        if at < len(counts):
+            best, most = keeping(rows, counts[at]), counts[at]
+    return best
 
 
 def layouts(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[Layout]:
@@ -109,7 +141,14 @@ def checkpointing_choices(spec: FineTuneJobSpec) -> tuple[bool, ...]:
     wanted = spec.training.gradient_checkpointing
     if wanted == "auto":
         return (False,) if spec.method in WITHOUT_CHECKPOINTING else (False, True)
-    return (wanted == "always",)
+    return (wanted != "never",)
+
+
+def batch_of(spec: FineTuneJobSpec, rows: int, checkpointing: bool) -> Batch:
+    """A forward pass of so many rows."""
+    offloaded = checkpointing and spec.training.gradient_checkpointing == "offload"
+    accumulating = spec.training.batch_size > rows * processes_of(spec)
+    return Batch(rows, spec.dataset.max_length, checkpointing, offloaded=offloaded, accumulating=accumulating)
 
 
 def row_choices(spec: FineTuneJobSpec, override: int | None = None) -> list[int]:
@@ -127,8 +166,8 @@ def _largest(
     override: int | None,
 ) -> Candidate | None:
     for rows in row_choices(spec, override):
-        batch = Batch(rows, spec.dataset.max_length, checkpointing)
+        batch = batch_of(spec, rows, checkpointing)
         memory = estimate(work, batch, layout)
-        if memory.total <= USABLE_SHARE * gpu_memory:
+        if memory.total <= USABLE_SHARE * gpu_memory and fits_host(spec, work, batch):
             return Candidate(layout, batch, memory)
     return None

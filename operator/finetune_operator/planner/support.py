@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import NotSupported
+from finetune_operator.planner.prefix import prefix_problems
 from finetune_trainer.contract.strategies import StrategyUse, strategy_problems
 from finetune_trainer.contract.vocabulary import (
     FlashAttn,
@@ -32,14 +33,22 @@ BESIDE_THE_MODEL = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER, Meth
 
 
 def strategies_of(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> frozenset[Strategy]:
-    """Those of the strategies that may be chosen for a job: what it is compared with, or a head, is held whole."""
+    """Those of the strategies that may be chosen for a job: what it is compared with, a head, and a model whose lower
+    blocks are left out, are held whole."""
     plain = spec.training.objective is Objective.SFT and spec.method is not Method.HEAD
+    plain = plain and spec.training.cache_frozen_prefix is not Switch.ALWAYS
     return strategies if plain else strategies & WHOLE
 
 
 def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STRATEGIES) -> None:
     """Raises NotSupported that names every field which this version cannot carry out, and what to use instead."""
-    problems = [*_method(spec), *_fast_paths(spec), *_parallelism(spec, strategies), *_without_gpu(spec)]
+    problems = [
+        *_method(spec),
+        *_fast_paths(spec),
+        *prefix_problems(spec),
+        *_parallelism(spec, strategies),
+        *_without_gpu(spec),
+    ]
     if problems:
         raise NotSupported("\n".join(problems))
 
@@ -47,10 +56,16 @@ def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STR
 def _fast_paths(spec: FineTuneJobSpec) -> Iterator[str]:
     """What was asked for by name has to happen; `auto` takes what there is."""
     if spec.training.objective is Objective.SFT and spec.method is not Method.HEAD:
+        if spec.training.fuse_adapters is Switch.ALWAYS and not spec.method.uses_lora:
+            yield f"spec.training.fuseAdapters: method {spec.method} has no adapters of that kind; use auto or never"
+        if spec.training.fuse_adapters is Switch.ALWAYS and spec.lora is not None and spec.lora.dropout:
+            yield "spec.training.fuseAdapters: with dropout each adapter has an input of its own; set lora.dropout to 0"
         return
     what = "method head" if spec.method is Method.HEAD else f"objective {spec.training.objective}"
     if spec.training.torch_compile is Switch.ALWAYS:
         yield f"spec.training.torchCompile: {what} is not compiled; use auto or never"
+    if spec.training.fuse_adapters is Switch.ALWAYS:
+        yield f"spec.training.fuseAdapters: {what} computes each adapted layer by itself; use auto or never"
     if spec.training.flash_attn is FlashAttn.VARLEN:
         yield f"spec.training.flashAttn: {what} does not train on packed samples; use auto or sdpa"
 
@@ -59,7 +74,7 @@ def _method(spec: FineTuneJobSpec) -> Iterator[str]:
     method, layers = spec.method, spec.layers
     if method in WITHOUT_PACKING and spec.dataset.packing:
         yield f"spec.dataset.packing: method {method} cannot train on packed rows; set packing: false"
-    if method in WITHOUT_CHECKPOINTING and spec.training.gradient_checkpointing == "always":
+    if method in WITHOUT_CHECKPOINTING and spec.training.gradient_checkpointing in ("always", "offload"):
         yield f"spec.training.gradientCheckpointing: method {method} cannot recompute activations; use auto or never"
     if method in BESIDE_THE_MODEL and layers is not None and layers.also:
         yield f"spec.layers.also: method {method} trains no module in full; remove it, or use method lora"
@@ -110,6 +125,8 @@ def _without_gpu(spec: FineTuneJobSpec) -> Iterator[str]:
         return
     if spec.training.precision is Precision.FP16:
         yield "spec.training.precision: fp16 needs a GPU; use bf16 or fp32"
+    if spec.training.gradient_checkpointing == "offload":
+        yield "spec.training.gradientCheckpointing: offload makes room on a GPU, and there is none; use auto"
     if spec.training.optimizer.value.startswith("paged"):
         yield f"spec.training.optimizer: {spec.training.optimizer} needs a GPU; use adamw or adamw_8bit"
     if spec.parallelism.strategy in ("deepspeed", "fsdp"):

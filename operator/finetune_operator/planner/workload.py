@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Lora
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Lora, Quantization
+from finetune_operator.planner.paths import Paths, may_compile, paths_of
 from finetune_operator.planner.shapes import KnownModel
 from finetune_trainer.contract import (
     AdapterShape,
@@ -68,6 +69,12 @@ class Batch:
     length: int
     """Tokens of a row."""
     checkpointing: bool
+    recomputed: int | None = None
+    """With checkpointing: of the blocks that the backward pass reaches, so many of the lowest; None: all."""
+    offloaded: bool = False
+    """With checkpointing: the inputs of recomputed blocks are kept in host memory."""
+    accumulating: bool = True
+    """Whether gradients of an earlier pass wait for those of this one."""
 
     @property
     def tokens(self) -> int:
@@ -92,7 +99,12 @@ class Workload:
     variant: LoraVariant = LoraVariant.STANDARD
     dropout: bool = False
     quantization: QuantizationType | None = None
-    double_quant: bool = True
+    held: Quantization = field(default_factory=Quantization)
+    """How, where `quantization` is not None."""
+    paths: Paths = field(default_factory=Paths)
+    """What the trainer does in its own way."""
+    may_compile: bool = False
+    """Whether blocks may be compiled where `paths` does not say so."""
 
     @classmethod
     def of(cls, spec: FineTuneJobSpec, known: KnownModel, selection: Selection) -> Workload:
@@ -100,7 +112,7 @@ class Workload:
 
         Raises SelectionError for a pattern of ranks that matches nothing, and for adapters that experts cannot have.
         """
-        lora, quantization = spec.lora, spec.quantization
+        lora, held = spec.lora, spec.quantization or Quantization()
         options = lora or Lora()
         check_experts(selection, options.variant, options.dropout)
         adapters = adapter_shapes(
@@ -110,9 +122,6 @@ class Workload:
             rank_pattern=options.rank_pattern,
             alpha_pattern=options.alpha_pattern,
         )
-        quantized: QuantizationType | None = None
-        if spec.method is Method.QLORA:
-            quantized = quantization.type if quantization else QuantizationType.NF4
         return cls(
             known=known,
             selection=selection,
@@ -124,8 +133,10 @@ class Workload:
             adapters=adapters,
             variant=lora.variant if lora else LoraVariant.STANDARD,
             dropout=bool(lora and lora.dropout),
-            quantization=quantized,
-            double_quant=quantization.double_quant if quantization else True,
+            quantization=held.type if spec.method is Method.QLORA else None,
+            held=held,
+            paths=paths_of(spec),
+            may_compile=may_compile(spec),
         )
 
     @property
@@ -153,7 +164,7 @@ class Workload:
 
     @cached_property
     def quantized(self) -> tuple[ParameterInfo, ...]:
-        """Weights that bitsandbytes packs: linear layers but the head and what is trained in full beside them.
+        """Weights that are held in fewer bits: linear layers but the head and what is trained in full beside them.
 
         Fused experts are no linear layers and stay as they are.
         """
@@ -187,6 +198,11 @@ class Workload:
         trained = {p.module for p in self.trained_base}
         return self.precision is Precision.FP32 or self.known.layout.input_embeddings in trained
 
+    @property
+    def residual_width(self) -> int:
+        """Bytes of an element of the residual stream."""
+        return 4 if self.wide_residual else self.narrow
+
     @cached_property
     def trained_head(self) -> int:
         """Elements of the head's weight, if it is trained."""
@@ -206,51 +222,9 @@ class Workload:
         """Whether fused experts are trained."""
         return any(p.kind is ParameterKind.EXPERTS for p in self.trained_base)
 
-    @cached_property
-    def kept_inputs(self) -> dict[int, int]:
-        """Bytes for each token that a block keeps of the inputs of what is trained in it.
 
-        The gradient of a weight needs the layer's input. Autocast makes each layer a 16-bit copy of its own of it, as
-        the norms before it compute in fp32; PEFT widens the input of an adapter and autocast narrows it again, which is
-        a copy as well, and keeps what lies between A and B.
-        """
-        layout, routed = self.known.layout, self.known.shape.routed
-        kept: dict[int, int] = {}
-        for parameter in self.trained_base:
-            block = layout.block_of(parameter.path)
-            if block is not None and parameter.kind in MATRICES:
-                width = 4 * routed if parameter.kind is ParameterKind.EXPERTS else self.narrow
-                kept[block] = kept.get(block, 0) + width * _inputs(parameter)
-            elif block is not None and parameter.kind is ParameterKind.OTHER and len(parameter.shape) == 1:
-                # A norm keeps what it scales.
-                kept[block] = kept.get(block, 0) + self._normalised(parameter) * (
-                    4 if self.wide_residual else self.narrow
-                )
-        for name, adapter in self.adapters.items():
-            block = layout.block_of(f"{name}.")
-            if block is None:
-                continue
-            if name in layout.by_path:
-                # PEFT adds the product of an expert's pair to its weight: the gradient of the sum needs the input.
-                kept[block] = kept.get(block, 0) + self.narrow * routed * _inputs(layout.by_path[name])
-                continue
-            weight = layout.by_path[f"{name}.weight"]
-            inputs, outputs = _inputs(weight), weight.size // _inputs(weight)
-            size = self.narrow * (inputs + adapter.rank) + (inputs if self.dropout else 0)
-            if self.variant is LoraVariant.DORA:
-                size += 3 * self.narrow * outputs  # the base's, the adapter's, and both before the magnitude
-            kept[block] = kept.get(block, 0) + size
-        return kept
-
-    def _normalised(self, weight: ParameterInfo) -> int:
-        """Elements of a token that a norm scales: those of the residual stream, or of all heads one by one."""
-        shape = self.known.shape
-        if weight.size == shape.hidden:
-            return shape.hidden
-        return weight.size * (shape.heads if ".q_" in weight.path else shape.kv_heads)
-
-
-def _inputs(weight: ParameterInfo) -> int:
+def inputs_of(weight: ParameterInfo) -> int:
+    """Width of what a weight is multiplied with."""
     return weight.shape[0] if weight.kind is ParameterKind.CONV1D else weight.shape[-1]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_operator import constants as c
 from finetune_operator.render.attempt import Attempt
+from finetune_operator.render.configmap import CA_KEY
 from finetune_operator.render.volumes import PROGRESS_CA, PROGRESS_TOKEN, claim_path
 
 _HOME = f"{c.WORK_DIRECTORY}/home"
@@ -24,11 +25,13 @@ def _folders(attempt: Attempt) -> list[dict[str, Any]]:
         # The user that the pod runs as need not be in the image's /etc/passwd, where getpass would look it up.
         "USER": "finetune",
         "HF_HOME": f"{c.WORK_DIRECTORY}/huggingface",
-        "TMPDIR": "/tmp",
+        "TMPDIR": "/tmp",  # nosec B108  # a path in the pod
     }
     mirror = attempt.defaults.model_mirror_claim
     if mirror:
         values["FINETUNE_MODEL_MIRROR"] = claim_path(mirror)
+    if attempt.defaults.s3_link_local:
+        values["FINETUNE_S3_LINK_LOCAL"] = "true"
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -40,6 +43,8 @@ def _progress(attempt: Attempt) -> list[dict[str, Any]]:
     values = {"KUBEFLOW_TRAINER_SERVER_URL": defaults.progress_url}
     if defaults.progress_ca_config_map:
         values["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = PROGRESS_CA
+    elif attempt.hands_out_ca:
+        values["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{c.CONFIG_DIRECTORY}/{CA_KEY}"
     values["KUBEFLOW_TRAINER_SERVER_TOKEN"] = PROGRESS_TOKEN
     return [{"name": name, "value": value} for name, value in values.items()]
 

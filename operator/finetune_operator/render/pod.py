@@ -69,12 +69,13 @@ def _resources(attempt: Attempt) -> dict[str, str]:
 
 
 def _scheduling(attempt: Attempt) -> dict[str, Any]:
-    wanted = attempt.spec.scheduling
+    """The job's own words; where it has none, the administrator's about its GPUs."""
+    wanted, gpu = attempt.spec.scheduling, attempt.gpu_type
     fields: dict[str, Any] = {
         "affinity": wanted.affinity,
-        "nodeSelector": dict(wanted.node_selector),
+        "nodeSelector": {**(gpu.node_selector if gpu else {}), **wanted.node_selector},
         "priorityClassName": wanted.priority_class_name,
-        "runtimeClassName": wanted.runtime_class_name,
-        "tolerations": list(wanted.tolerations),
+        "runtimeClassName": wanted.runtime_class_name or (gpu.runtime_class_name if gpu else None),
+        "tolerations": [*wanted.tolerations, *(gpu.tolerations if gpu else ())],
     }
     return {name: value for name, value in fields.items() if value}

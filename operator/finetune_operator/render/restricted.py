@@ -97,6 +97,17 @@ def _of_container(container: Mapping[str, Any], context: Mapping[str, Any], wher
         yield f"{where} sets procMount"
     if any(port.get("hostPort") for port in _maps(container, "ports")):
         yield f"{where} uses a hostPort"
+    for name in ("livenessProbe", "readinessProbe", "startupProbe"):
+        yield from _of_handler(_map(container, name), f"{where} {name}")
+    for name in ("postStart", "preStop"):
+        yield from _of_handler(_map(_map(container, "lifecycle"), name), f"{where} lifecycle.{name}")
+
+
+def _of_handler(handler: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Since 1.34: with a host of its own, the kubelet would call any address from the node."""
+    for kind in ("httpGet", "tcpSocket"):
+        if _map(handler, kind).get("host"):
+            yield f"{where}.{kind}.host"
 
 
 def _of_context(context: Mapping[str, Any], where: str) -> Iterator[str]:

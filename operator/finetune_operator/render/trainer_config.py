@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 from finetune_operator.api.v1alpha1 import Dataset, FineTuneJobSpec, Lora, Prompt, Quantization, Training
@@ -23,7 +25,11 @@ def trainer_config(attempt: Attempt) -> TrainerConfig:
     s3 = spec.output.s3
     return TrainerConfig(
         job=t.JobIdentity(
-            name=attempt.job.name, namespace=attempt.job.namespace, uid=attempt.uid, attempt=attempt.number
+            name=attempt.job.name,
+            namespace=attempt.job.namespace,
+            uid=attempt.uid,
+            attempt=attempt.number,
+            spec_sha256=spec_sha256(spec, attempt.job.namespace),
         ),
         model=t.ModelConfig(
             uri=spec.model.uri, revision=spec.model.revision, trust_remote_code=spec.model.trust_remote_code
@@ -33,18 +39,36 @@ def trainer_config(attempt: Attempt) -> TrainerConfig:
         layers=_layers(spec),
         lora=_lora(spec),
         prompt=_prompt(spec),
-        quantization=_quantization(spec),
+        quantization=_quantization(attempt),
         head=head_of(spec),
         training=_training(attempt),
         parallelism=_parallelism(attempt),
         s3=t.S3Config(
             endpoint=s3.endpoint or attempt.defaults.s3_endpoint, region=s3.region or attempt.defaults.s3_region
         ),
-        output=t.OutputConfig(uri=spec.output.uri, merge=spec.output.merge),
+        output=t.OutputConfig(uri=spec.output.uri, merge=spec.output.merge, reuse=spec.output.reuse),
         evaluation=t.EvaluationConfig.model_validate(spec.evaluation.model_dump()),
         checkpoints=t.CheckpointConfig.model_validate(spec.checkpoints.model_dump()),
         adapters=tuple(_adapter(name, replace(attempt, spec=stage)) for name, stage in spec.stages()),
     )
+
+
+def spec_sha256(spec: FineTuneJobSpec, namespace: str) -> str | None:
+    """SHA-256 of what a spec says; None where that does not tell what is trained on, as a file of one machine.
+
+    Left out is how often and when it is tried, and whether an earlier result will do: a job that asks for a new one
+    replaces it for those that do not. So is what has its default, so that fields which a later version adds change
+    nothing.
+    """
+    left_out: dict[str, bool | dict[str, bool]] = {"run_policy": True, "output": {"reuse": True}}
+    said = spec.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_defaults=True)
+    text = json.dumps(said)
+    # By the text, so that no address is forgotten, wherever it stands.
+    if '"file:' in text:
+        return None
+    if '"pvc://' in text:
+        said["namespace"] = namespace  # a claim of the same name is another one elsewhere
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _adapter(name: str, attempt: Attempt) -> t.AdapterConfig:
@@ -88,10 +112,12 @@ def _prompt(spec: FineTuneJobSpec) -> t.PromptConfig | None:
     )
 
 
-def _quantization(spec: FineTuneJobSpec) -> t.QuantizationConfig | None:
-    if spec.method is not Method.QLORA:
+def _quantization(attempt: Attempt) -> t.QuantizationConfig | None:
+    if attempt.spec.method is not Method.QLORA:
         return None
-    return t.QuantizationConfig.model_validate((spec.quantization or Quantization()).model_dump())
+    wanted = attempt.spec.quantization or Quantization()
+    kept = wanted.keeps_transposed(recomputing=attempt.plan.gradient_checkpointing)
+    return t.QuantizationConfig.model_validate({**wanted.model_dump(), "keep_transposed": kept})
 
 
 def _training(attempt: Attempt) -> t.TrainingConfig:
@@ -105,6 +131,8 @@ def _training(attempt: Attempt) -> t.TrainingConfig:
             "micro_batch_size": plan.micro_batch_size,
             "gradient_accumulation": plan.gradient_accumulation,
             "gradient_checkpointing": plan.gradient_checkpointing,
+            "recomputed_blocks": plan.recomputed_blocks,
+            "offload_activations": plan.offload_activations,
         }
     )
 

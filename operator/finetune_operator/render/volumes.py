@@ -38,8 +38,8 @@ def mounts(attempt: Attempt) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": "config", "mountPath": c.CONFIG_DIRECTORY, "readOnly": True},
         {"name": "work", "mountPath": c.WORK_DIRECTORY},
-        {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "shared-memory", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},  # nosec B108  # a path in the pod
+        {"name": "shared-memory", "mountPath": "/dev/shm"},  # nosec B108  # a path in the pod
     ]
     if attempt.defaults.progress_url is not None:
         found.append({"name": "progress", "mountPath": c.TOKEN_DIRECTORY, "readOnly": True})

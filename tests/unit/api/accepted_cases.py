@@ -14,6 +14,7 @@ ACCEPTED = (
     Accepted("freeze-ranges", {"method": "freeze", "layers": {"ranges": ["8-15"], "also": ["lm_head", "norm"]}}),
     Accepted("unfreeze", {"method": "full", "layers": {"all": True, "unfreeze": {"every": 100}}}),
     Accepted("qlora", {"method": "qlora", "quantization": {}, "lora": {"variant": "lora+"}}),
+    Accepted("fp8", {"method": "qlora", "quantization": {"type": "fp8", "keepTransposed": "always"}}),
     Accepted(
         "adapters",
         {

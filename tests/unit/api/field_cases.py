@@ -19,8 +19,8 @@ BROKEN_FIELDS = (
         "unknown-scheme",
         {"model": {"uri": "gs://bucket/model"}},
         "spec.model.uri",
-        "'gs://bucket/model' does not have the form ^(hf|s3|pvc)://",
-        "should match '^(hf|s3|pvc)://",
+        "'gs://bucket/model' does not have the form ^(hf|s3)://",
+        "should match '^(hf|s3)://",
     ),
     Refused(
         "output-not-s3",
@@ -148,7 +148,7 @@ BROKEN_FIELDS = (
         "true-for-a-word",
         {"training": {"gradientCheckpointing": True}},
         "spec.training.gradientCheckpointing",
-        "true is not one of auto, always, never",
+        "true is not one of auto, always, never, offload",
         "must be of type string",
     ),
     Refused(

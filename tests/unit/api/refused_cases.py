@@ -95,6 +95,18 @@ BROKEN_RULES = (
         LOFTQ,
     ),
     Refused(
+        "loftq-fp8",
+        {"method": "qlora", "lora": {"variant": "loftq"}, "quantization": {"type": "fp8"}},
+        "spec.lora.variant",
+        LOFTQ,
+    ),
+    Refused(
+        "transposed-nf4",
+        {"method": "qlora", "quantization": {"keepTransposed": "never"}},
+        "spec.quantization.keepTransposed",
+        "keepTransposed is for type fp8; remove it, or use type fp8 instead of nf4",
+    ),
+    Refused(
         "loftq-merge",
         {"method": "qlora", "lora": {"variant": "loftq"}, "output": {"merge": "base16"}},
         "spec.output.merge",

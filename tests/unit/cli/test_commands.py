@@ -139,6 +139,23 @@ def test_plan_shows_parameters_blocks_and_memory(cli: Cli, tmp_path: Path) -> No
     assert f"{2 * block:,} trained of {total:,}" in out
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ("never", "checkpointing    off"),
+        ("always", "activations are recomputed\n"),
+        ("offload", "activations are recomputed from inputs in host memory\n"),
+    ],
+)
+def test_plan_says_what_is_recomputed(cli: Cli, tmp_path: Path, choice: str, text: str) -> None:
+    training = {"batchSize": 4, "gradientCheckpointing": choice}
+    (tmp_path / "job.yaml").write_text(manifest(training=training))
+    code, out, err = cli("plan", "job.yaml")
+    assert (code, err) == (0, "")
+    assert text in "\n".join(line.rstrip() for line in out.splitlines())
+    assert ("in each pod (training.gradientCheckpointing: offload)" in out) is (choice == "offload")
+
+
 def test_plan_for_programs(cli: Cli) -> None:
     code, out, _ = cli("plan", "-f", "-", "-o", "json", stdin=manifest(model={"uri": f"file://{Path.cwd()}/model"}))
     assert code == 0

@@ -12,9 +12,10 @@ from finetune_operator.api.v1alpha1 import MemoryPerGpu
 from finetune_operator.cli.observers import LiveObserver, PlainObserver, draw
 from finetune_operator.cli.plan_view import blocks_picture, memory_bar, memory_table, pods_text
 from finetune_operator.cli.progress_text import duration, progress_line, reason, size, sparkline
-from finetune_operator.cli.result_view import adapters_table, answer_table, question, read_answers
+from finetune_operator.cli.result_view import adapters_table, answer_table, question
 from finetune_operator.errors import FinetuneError
 from finetune_operator.local.options import RunView
+from finetune_operator.local.run_directory import read_answers
 from finetune_trainer.contract import EvaluationResult
 from finetune_trainer.contract.manifest import AdapterRecord
 

@@ -71,6 +71,8 @@ class FakeCluster:
     events: list[Event] = field(default_factory=list)
     lags: bool = False
     """Whether children are seen as of the last refresh only."""
+    stale_job: Manifest | None = None
+    """The job as a watch that stands still has it: seen in its place until it is read anew."""
     changes: int = 0
     _seen: dict[Key, Manifest] = field(default_factory=dict)
     _uids: int = 0
@@ -110,7 +112,7 @@ class FakeCluster:
         return [observed_job(one).ref for one in self.find(c.KIND)]
 
     def observe(self, ref: JobRef) -> Observed | None:
-        job = self.objects.get((c.KIND, ref.name))
+        job = self.stale_job or self.objects.get((c.KIND, ref.name))
         if job is None:
             return None
         children = self._seen if self.lags else self.objects
@@ -127,8 +129,13 @@ class FakeCluster:
     async def create(self, manifest: Manifest) -> None:
         self._call(f"create {manifest['kind']} {manifest['metadata']['name']}", lambda: self._create(manifest))
 
-    async def delete(self, target: ObjectRef) -> None:
+    async def reread(self, ref: JobRef) -> None:
+        self._call("reread", self._read_job)
+
+    async def delete(self, target: ObjectRef) -> bool:
+        before = self.changes
         self._call(f"delete {target.kind} {target.name}", lambda: self._delete(target))
+        return self.changes != before
 
     async def patch_status(self, ref: JobRef, *, uid: str, resource_version: str, status: Manifest) -> None:
         self._call("patch", lambda: self._patch(ref, uid, resource_version, status))
@@ -148,6 +155,9 @@ class FakeCluster:
 
     def _read_children(self) -> None:
         self._seen = {key: one for key, one in self.objects.items() if key[0] != c.KIND}
+
+    def _read_job(self) -> None:
+        self.stale_job = None
 
     def _create(self, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]

@@ -46,8 +46,10 @@ def children(draw: st.DrawFn) -> tuple[ObservedAttempt | ObservedPod, ...]:
             code = draw(st.sampled_from([None, 0, 65, 69, 71, 75, 137]))
             waiting = draw(st.sampled_from(["", "ErrImagePull", "InvalidImageName"]))
             one = container("waiting", reason=waiting) if waiting else container(code=code)
+            gone_by = draw(st.sampled_from([None, NOW - 100, NOW + 5]))
             message = said(code) if code else ""
-            found.append(pod(index, replace(one, message=message or one.message), number=number))
+            one = replace(one, message=message or one.message)
+            found.append(pod(index, one, number=number, deleting=gone_by is not None, gone_by=gone_by))
     return tuple(found)
 
 
@@ -129,6 +131,23 @@ def test_every_decision_can_be_carried_out(view: View) -> None:
             assert decision.requeue_after is not None
             assert decision.requeue_after <= max(0.0, view.deadline_in)
 
+    assert_no_hot_loop(view, decision)
+
+
+def assert_no_hot_loop(view: View, decision: Decision) -> None:
+    """Looking again at once is for what the decision itself changed; a status that is written changes once."""
+    for _ in range(6):
+        if decision.requeue_after != 0.0 or decision.actions:
+            return
+        assert decision.state is not None
+        job = view.observed.job
+        told = statuses.build(view.status, decision.state, generation=job.generation, now=NOW)
+        changed = statuses.difference(job.status, told)
+        assert changed, decision
+        view = replace(view, observed=replace(view.observed, job=replace(job, status=told.to_wire())), status=told)
+        decision = conclude(view)
+    raise AssertionError(f"it never rests: {decision}")
+
 
 @given(views(TERMINAL))
 @settings(max_examples=200, deadline=None)
@@ -187,6 +206,23 @@ def test_a_job_runs_when_all_its_pods_do(nodes: int, running: bool) -> None:
     assert (state_of(decide(view_of(known, seen))).phase == Phase.RUNNING) is running
 
 
+@pytest.mark.parametrize(
+    ("pods", "reported_at", "phase"),
+    [
+        ((), NOW - 50, Phase.PENDING),
+        ((pod("master", container("waiting")),), NOW - 90, Phase.RUNNING),
+        ((pod("master", container("waiting"), created_at=NOW - 40),), NOW - 50, Phase.STARTING),
+        ((pod("master"), pod(0, container("waiting"), created_at=NOW - 40)), NOW - 50, Phase.STARTING),
+    ],
+    ids=["gone", "of its pod", "made again", "one made again"],
+)
+def test_a_report_tells_of_the_pods_that_made_it(pods: tuple[ObservedPod, ...], reported_at: float, phase: str) -> None:
+    known = status(Phase.RUNNING, planned=plan(nodes=max(1, len(pods))))
+    report = ProgressReport(reported_at, 1, metrics={"step": 3})
+    seen = observed(observed_job(status=known), attempt(1, "Created"), *pods, report=report)
+    assert state_of(decide(view_of(known, seen))).phase == phase
+
+
 def test_the_pods_of_the_attempt_before_are_waited_for_but_not_for_ever() -> None:
     for waited, creates in ((0, False), (599, False), (600, True)):
         known = status(Phase.RESTARTING, next_attempt_at=rfc3339(NOW - waited))
@@ -196,6 +232,24 @@ def test_the_pods_of_the_attempt_before_are_waited_for_but_not_for_ever() -> Non
         assert bool(decision.actions) is creates, waited
         if not creates:
             assert "waiting for the pods of attempt 1" in state_of(decision).message
+
+
+def test_a_lost_node_is_named_while_its_pods_are_waited_for() -> None:
+    known = status(Phase.RESTARTING, next_attempt_at=rfc3339(NOW))
+    lost = pod("master", container(), deleting=True, gone_by=NOW - 60)
+    seen = observed(observed_job(status=known), attempt(1, "Failed"), lost)
+    message = state_of(decide(view_of(known, seen))).message
+    assert "node-1 answers no more" in message
+    assert "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in message
+
+
+def test_a_deletion_is_looked_at_again_when_it_should_be_confirmed() -> None:
+    known = status(Phase.RUNNING)
+    leaving = pod("master", container(), deleting=True, gone_by=NOW + 10)
+    seen = observed(observed_job(status=known), attempt(1, "Running"), leaving)
+    assert decide(view_of(known, seen)).requeue_after == 40.0
+    gone = decide(replace(view_of(known, seen), now=NOW + 40))
+    assert state_of(gone).reason == Reason.NODE_LOST
 
 
 def test_pods_of_another_job_of_this_name_are_not_ours() -> None:
@@ -217,6 +271,26 @@ def test_a_retry_starts_with_fresh_counters_and_no_plan() -> None:
     assert (attempts.current, attempts.retries, attempts.memory_retries, attempts.micro_batch_size) == (3, 0, 0, None)
     assert attempts.retry_token == "x"
     assert (state.plan, state.start_time, state.completion_time) == (None, None, None)
+
+
+def test_a_retry_that_has_to_wait_does_not_count_from_the_attempt_before() -> None:
+    known = status(Phase.RESTARTING, next_attempt_at=rfc3339(NOW)).model_copy(update={"start_time": None})
+    seen = observed(observed_job(status=known), attempt(1, "Running"), pod("master"))
+    assert state_of(decide(view_of(known, seen))).start_time is None
+
+
+def test_an_attempt_that_was_not_recorded_tells_when_the_job_started() -> None:
+    known = status(Phase.PENDING, current=0).model_copy(update={"start_time": None})
+    seen = observed(observed_job(status=known), attempt(1, "Running"), pod("master"))
+    assert state_of(decide(view_of(known, seen))).start_time == rfc3339(NOW - 100)
+
+
+def test_what_a_failed_job_left_is_not_stopped_without_a_pause() -> None:
+    known = status(Phase.FAILED)
+    seen = observed(observed_job(status=known), attempt(1, "Running"), pod("master"))
+    decision = decide(view_of(known, seen))
+    assert decision.actions == (DeleteAttempt(seen.attempts[0]),)
+    assert decision.requeue_after is not None and decision.requeue_after >= 1.0
 
 
 @given(st.integers(0, 200))

@@ -87,6 +87,28 @@ async def test_the_api_server_refuses_for_now() -> None:
     assert bench.phase == "Succeeded"
 
 
+async def test_a_webhook_that_does_not_answer_is_told() -> None:
+    bench = Bench()
+    said = 'failed calling webhook "validator.pytorchjob.training-operator.kubeflow.org": context deadline exceeded'
+    bench.cluster.refusals["PyTorchJob"] = [ClusterError(said, status=500)] * 10
+    await bench.run(seconds=5)
+    assert (bench.phase, bench.condition("Reconciling")["reason"]) == ("Pending", Reason.CREATE_FAILED)
+    message = bench.condition("Reconciling")["message"]
+    assert "context deadline exceeded" in message and "training operator's: see whether its pods run" in message
+    await bench.run()
+    assert (bench.phase, bench.status["attempts"]["current"]) == ("Succeeded", 1)
+    assert [event.reason for event in bench.cluster.events].count(Reason.CREATE_FAILED) == 1
+
+
+async def test_a_fault_of_the_api_server_is_nobody_elses() -> None:
+    bench = Bench()
+    bench.cluster.refusals["PyTorchJob"] = [ClusterError("etcdserver: request timed out", status=503)] * 10
+    await bench.run(seconds=5)
+    assert bench.condition("Reconciling")["message"] == "etcdserver: request timed out; it is tried again"
+    await bench.run()
+    assert bench.phase == "Succeeded"
+
+
 async def test_the_api_server_says_that_it_is_wrong() -> None:
     bench = Bench()
     bench.cluster.refusals["PyTorchJob"] = [ClusterError("spec.template.foo: unknown", status=422)]

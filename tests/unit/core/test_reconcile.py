@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
 from finetune_operator import constants as c
 from finetune_operator.constants import Reason
-from finetune_operator.errors import ClusterError
 from finetune_operator.observed import ProgressReport
 from finetune_operator.settings import Settings, TrainerDefaults
 from tests.builders import REF, UID
-from tests.unit.core.fake_cluster import Fault
 from tests.unit.core.world import SUCCESS, Bench, Outcome
 
 NEVER_ENDS = Outcome()
@@ -41,7 +38,7 @@ async def test_a_job_from_nothing_to_its_result() -> None:
         "Reconciling": "False",
         "Stalled": "False",
     }
-    assert bench.planner.asked == 1
+    assert (bench.planner.asked, bench.failures) == (1, [])
 
 
 async def test_children_belong_to_the_job_and_to_nobody_else() -> None:
@@ -91,6 +88,7 @@ async def test_infrastructure_failures_wait_longer_each_time_and_end() -> None:
     assert "3 of 3 retries failed too" in bench.condition("Stalled")["message"]
     assert [one for one in bench.cluster.created if "PyTorchJob" in one] == [f"PyTorchJob qa-{n}" for n in (1, 2, 3, 4)]
     assert [wait // 10 for wait in waits(bench)] == [1, 2, 4]
+    assert bench.failures == [*[Reason.INFRASTRUCTURE] * 3, Reason.RETRIES_EXHAUSTED], "each is counted once"
 
 
 def waits(bench: Bench) -> list[int]:
@@ -116,6 +114,13 @@ async def test_preemptions_do_not_count_and_slow_down_without_progress() -> None
     times = [one["attempts"]["fruitlessPreemptions"] for one in bench.cluster.statuses if "attempts" in one]
     assert max(times) == 6
     assert [wait // 10 for wait in waits(bench)] == [0, 1, 2, 4, 8, 16], "at once, then 10 s, doubled each time"
+
+
+async def test_other_failures_end_a_row_of_preemptions() -> None:
+    bench = Bench([Outcome((75,)), Outcome((75,)), Outcome((70,)), Outcome((75,)), SUCCESS])
+    await bench.run()
+    assert bench.status["attempts"]["fruitlessPreemptions"] == 1
+    assert bench.status["attempts"]["preemptions"] == 3
 
 
 async def test_preemptions_that_made_progress_are_followed_at_once() -> None:
@@ -344,56 +349,3 @@ async def test_a_success_whose_message_is_lost() -> None:
     assert bench.status["result"] == {"uri": f"s3://models/qa/runs/{UID}"}
     assert "manifest.json" in bench.condition("Succeeded")["message"]
     assert "refresh" in bench.cluster.calls, "it was looked for"
-
-
-async def test_a_job_that_changes_meanwhile_is_looked_at_again_soon() -> None:
-    bench = Bench([NEVER_ENDS])
-    real = bench.cluster._patch
-
-    def changed_meanwhile(*args: Any) -> None:
-        bench.cluster.annotate("somebody", "else")
-        real(*args)
-
-    bench.cluster._patch = changed_meanwhile  # type: ignore[assignment,method-assign]
-    assert await bench.reconciler.reconcile(REF) == 1.0
-    assert bench.status == {}
-
-
-async def test_a_job_that_goes_meanwhile_is_done() -> None:
-    bench = Bench([NEVER_ENDS])
-    real = bench.cluster._patch
-
-    def gone_meanwhile(*args: Any) -> None:
-        bench.cluster.remove(c.KIND, REF.name)
-        real(*args)
-
-    bench.cluster._patch = gone_meanwhile  # type: ignore[assignment,method-assign]
-    assert await bench.reconciler.reconcile(REF) is None
-
-
-async def test_nothing_is_created_from_a_spec_that_changed_while_it_was_prepared() -> None:
-    bench = Bench()
-    real = bench.reconciler._preparer.prepare
-
-    async def slow(*args: Any) -> Any:
-        prepared = await real(*args)
-        bench.cluster.change_spec(suspend=True)
-        return prepared
-
-    bench.reconciler._preparer.prepare = slow  # type: ignore[assignment,method-assign]
-    await bench.reconciler.reconcile(REF)
-    assert bench.cluster.created == []
-
-
-async def test_a_lost_event_is_no_error() -> None:
-    bench = Bench([NEVER_ENDS])
-    bench.cluster.faults = [Fault(3, ClusterError("no events today"), applied=False)]
-    assert await bench.reconciler.reconcile(REF) is not None
-    assert bench.cluster.calls == ["create ConfigMap qa-1", "create PyTorchJob qa-1", "patch", "emit"]
-
-
-async def test_other_failures_end_a_row_of_preemptions() -> None:
-    bench = Bench([Outcome((75,)), Outcome((75,)), Outcome((70,)), Outcome((75,)), SUCCESS])
-    await bench.run()
-    assert bench.status["attempts"]["fruitlessPreemptions"] == 1
-    assert bench.status["attempts"]["preemptions"] == 3

@@ -161,12 +161,17 @@ class Bench:
         self.world = World(self.cluster, self.script)
         self.pending = list(self.users)
         self.turns = 0
+        self.failures: list[str] = []
+        """What was counted."""
         self.restart()
 
     def restart(self) -> None:
         """A new operator process: it knows nothing but what is in the cluster."""
         preparer = Preparer(self.settings, self.reader, self.planner)
-        self.reconciler = Reconciler(self.cluster, preparer, self.settings, WallClock(self.clock, self.clock.steady))
+        clock = WallClock(self.clock, self.clock.steady)
+        self.reconciler = Reconciler(
+            self.cluster, preparer, self.settings, clock, on_failure=lambda reason: self.failures.append(reason)
+        )
 
     @property
     def status(self) -> dict[str, Any]:

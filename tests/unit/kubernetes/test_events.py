@@ -9,6 +9,7 @@ import pytest
 
 from finetune_operator.cluster import Event
 from finetune_operator.errors import ClusterError
+from finetune_operator.kubernetes import events
 from finetune_operator.kubernetes.events import TRIES, EventRecorder, manifest
 from finetune_operator.observed import JobRef
 
@@ -45,6 +46,35 @@ async def test_events_are_sent_in_order() -> None:
     assert server.sent == ["A", "B", "C"]
 
 
+async def test_jobs_go_first_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(events, "PATIENCE_SECONDS", 0.2)
+    server, busy = Server(), [True]
+    recorder = EventRecorder(server)
+    recorder.is_busy = lambda: busy[0]
+    running = asyncio.create_task(recorder.run())
+    recorder.put(REF, "uid", Event("Normal", "A", "a"))
+    await asyncio.sleep(0.1)
+    assert server.sent == []
+    await asyncio.sleep(0.3)
+    assert server.sent == ["A"], "its patience is over"
+    recorder.put(REF, "uid", Event("Normal", "B", "b"))
+    busy[0] = False
+    await asyncio.sleep(0.1)
+    assert server.sent == ["A", "B"]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_last_events_wait_for_nothing() -> None:
+    server = Server()
+    recorder = EventRecorder(server)
+    recorder.is_busy = lambda: True
+    async with asyncio.timeout(2):
+        await deliver(recorder, "A", "B")
+    assert server.sent == ["A", "B"]
+
+
 @pytest.mark.parametrize(
     ("error", "asked", "sent"),
     [
@@ -64,6 +94,28 @@ async def test_one_that_cannot_be_sent_does_not_hold_the_others() -> None:
     server = Server(*[ClusterError("no answer") for _ in range(TRIES)])
     await deliver(EventRecorder(server, pause=0.0), "A", "B")
     assert server.asked == ["A"] * TRIES + ["B"]
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+async def test_the_one_in_hand_is_not_lost_when_sending_is_cancelled(is_busy: bool) -> None:
+    began, sent = asyncio.Event(), []
+
+    async def send(event: dict[str, Any]) -> None:
+        if not began.is_set():
+            began.set()
+            await asyncio.Event().wait()
+        sent.append(event["reason"])
+
+    recorder = EventRecorder(send)
+    recorder.is_busy = lambda: is_busy
+    recorder.put(REF, "uid", Event("Normal", "A", "a"))
+    running = asyncio.create_task(recorder.run())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    began.set()
+    await deliver(recorder, "B")
+    assert sent == ["A", "B"]
 
 
 async def test_the_oldest_go_when_too_many_wait(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator import constants as c
+from finetune_operator.errors import AttemptEnded
+from finetune_operator.kubernetes import store as store_module
 from finetune_operator.kubernetes.store import WatchStore, job_of
-from finetune_operator.observed import JobRef
+from finetune_operator.observed import JobRef, ProgressReport
 
 REF = JobRef("team", "tune")
 
@@ -122,14 +124,29 @@ def test_a_list_of_one_job_leaves_other_jobs_alone() -> None:
 
 
 def test_deletion_forgets_the_job_and_its_report() -> None:
-    from finetune_operator.observed import ProgressReport
-
     store = WatchStore()
     store.put("FineTuneJob", job(1))
     store.report(REF, ProgressReport(received_at=1.0))
     store.drop("FineTuneJob", job(2))
     assert store.observe(REF) is None
     store.put("FineTuneJob", job(3))
+    observed = store.observe(REF)
+    assert observed is not None and observed.report is None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_report_is_not_that_of_the_next_job_of_the_name(is_there: bool) -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    if is_there:
+        store.report(REF, ProgressReport(received_at=1.0))
+    else:
+        store.drop("FineTuneJob", job(2))
+        store.report(REF, ProgressReport(received_at=1.0))
+    # The deletion may be told of later than the next one.
+    next_one = job(5)
+    next_one["metadata"]["uid"] = "u2"
+    store.put("FineTuneJob", next_one)
     observed = store.observe(REF)
     assert observed is not None and observed.report is None
 
@@ -175,6 +192,30 @@ def test_labels_alone_make_no_pod_of_a_job(pod: dict[str, Any], attempt: dict[st
     store.put("FineTuneJob", job(1))
     store.put("PyTorchJob", attempt)
     store.put("Pod", pod)
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None
+
+
+def test_the_pod_of_an_attempt_that_is_gone_is_told_so() -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("PyTorchJob", attempt_of("u1"))
+    store.put("Pod", pod_of("uid-tune-1"))
+    store.drop("PyTorchJob", child("PyTorchJob", "tune-1", 7))
+    with pytest.raises(AttemptEnded, match="team/tune no longer follows it"):
+        store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0")
+    # Another job of the name has nothing to do with it.
+    store.put("FineTuneJob", {**job(9), "metadata": {**job(9)["metadata"], "uid": "u2"}})
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None
+
+
+def test_not_every_attempt_that_ended_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_DELETIONS_KEPT", 1)
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("Pod", pod_of("uid-tune-1"))
+    for name in ("tune-1", "tune-2"):
+        store.put("PyTorchJob", child("PyTorchJob", name, 5, **owned_by("FineTuneJob", "u1")))
+        store.drop("PyTorchJob", child("PyTorchJob", name, 7))
     assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None
 
 

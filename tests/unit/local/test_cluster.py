@@ -156,3 +156,20 @@ async def test_events_stay_in_order_and_the_oldest_go(cluster: LocalCluster, tmp
 )
 def test_merge_patch(target: object, patch: object, merged: object) -> None:
     assert merge_patch(target, patch) == merged
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "owner", "is_there"),
+    [
+        ("job-1", None, None, True),
+        ("job-2", None, None, False),
+        ("job-1", "another", None, False),
+        ("job-1", None, "nobody", False),
+    ],
+)
+async def test_a_deletion_says_whether_there_was_anything(
+    cluster: LocalCluster, name: str, uid: str | None, owner: str | None, is_there: bool
+) -> None:
+    await cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "job-1"}})
+    assert await cluster.delete(ObjectRef("v1", "ConfigMap", "default", name, uid, owner)) is is_there
+    assert (cluster.store.get(Key("ConfigMap", "default", "job-1")) is None) is is_there

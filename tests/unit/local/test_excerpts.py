@@ -77,6 +77,7 @@ def test_a_pod_as_the_api_server_sends_it() -> None:
             ObservedContainer("d", "waiting"),
         ),
         job_uid="u",
+        gone_by=1767225660.0,
     )
 
 

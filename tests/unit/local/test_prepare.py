@@ -14,6 +14,7 @@ from finetune_operator.local.prepare import (
     device_memory,
     read_secret,
     with_absolute_files,
+    without_reuse,
 )
 from tests.unit.local.jobs import job
 
@@ -95,6 +96,12 @@ def test_only_the_run_policy_may_change() -> None:
     assert "  spec.resources.gpus: 2 now, 1 there\n" in message
     assert "--fresh" in message and "-o" in message
     assert message.count(" there\n") == 3
+
+
+def test_it_is_always_trained_and_an_earlier_versions_folder_goes_on() -> None:
+    spec = without_reuse(job().spec)
+    assert spec.output.reuse is False and spec.output.uri == job().spec.output.uri
+    check_changes(FOLDER, job().to_manifest(), job(output={"uri": "s3://models/toy", "reuse": False}))
 
 
 def test_a_folder_of_another_job_is_refused() -> None:

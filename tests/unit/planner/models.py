@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from documentation.memory import LLAMA_8B
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.planner.search import select_for
 from finetune_operator.planner.shapes import KnownModel, read_model
 from finetune_operator.planner.workload import Workload
 
-LLAMA_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
-"""The shape of Llama 3.1 8B."""
 LLAMA_8B_PARAMETERS = 8_030_261_248
 """As its model card counts them."""
 

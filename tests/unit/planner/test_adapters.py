@@ -8,6 +8,7 @@ import pytest
 
 from finetune_operator.errors import DoesNotFit
 from finetune_operator.planner import plan, plan_job
+from finetune_operator.planner.kept import trained_inputs
 from finetune_operator.planner.memory import GIB, optimizer_bytes
 from finetune_operator.planner.workload import Layout
 from finetune_trainer.contract import SelectionError
@@ -70,7 +71,7 @@ def test_patterns_of_ranks_are_counted_and_refused_as_the_trainer_does() -> None
     work = workload(method="lora", lora={"rank": 16, "rankPattern": {"0.mlp.up_proj": 64}})
     plain = workload(method="lora", lora={"rank": 16})
     assert work.trained - plain.trained == 48 * (4096 + 14336)
-    assert work.kept_inputs[0] - plain.kept_inputs[0] == 2 * 48
+    assert trained_inputs(work)[0] - trained_inputs(plain)[0] == 2 * 48
     with pytest.raises(SelectionError, match=r"^spec\.lora\.rankPattern: 'up_prj' matches no module"):
         plan_job(spec(method="lora", lora={"rankPattern": {"up_prj": 4}}), LLAMA_8B, gpu_memory=80 * GIB)
 
@@ -79,7 +80,7 @@ def test_adapters_of_experts_are_counted_and_refused_as_the_trainer_does() -> No
     work = workload(MIXTRAL, method="lora", lora={"rank": 2}, layers={"ids": [1], "modules": ["experts"]})
     assert work.trained == 4 * 2 * ((64 + 256) + (128 + 64))
     assert work.lowest == 1
-    assert work.kept_inputs == {1: 2 * 2 * (64 + 128)}
+    assert trained_inputs(work) == {1: 2 * 2 * (64 + 128)}
     without = workload(MIXTRAL, method="lora")
     assert not without.selection.adapted_experts
     assert any("experts carry no adapters" in note for note in without.selection.notes)

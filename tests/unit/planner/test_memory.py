@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.v1alpha1 import MemoryPerGpu
+from finetune_operator.planner.activations import activation_bytes
+from finetune_operator.planner.kept import fused_weight_elements
 from finetune_operator.planner.memory import (
     GIB,
     estimate,
@@ -47,7 +49,7 @@ def test_full_tuning_has_masters_gradients_and_two_moments_in_fp32() -> None:
 def test_lora_trains_its_adapters_alone() -> None:
     work = workload(method="lora")
     assert work.trained == ADAPTERS == 41_943_040
-    assert weight_bytes(work, SINGLE) == 2 * LLAMA_8B_PARAMETERS + 6 * ADAPTERS
+    assert weight_bytes(work, SINGLE) == 2 * LLAMA_8B_PARAMETERS + 6 * ADAPTERS + 2 * fused_weight_elements(work)
     assert gradient_bytes(work, SINGLE) + optimizer_bytes(work, SINGLE) == 12 * ADAPTERS
 
 
@@ -73,6 +75,8 @@ def test_freeze_widens_what_it_trains() -> None:
         ({"doubleQuant": False}, 4.5),
         ({"type": "fp4"}, 4.127),
         ({"type": "int8"}, 8.006),
+        ({"type": "fp8"}, 16.006),
+        ({"type": "fp8", "keepTransposed": "never"}, 8.006),
     ],
 )
 def test_quantized_weights_take_the_bits_that_the_papers_say(quantization: dict[str, Any], bits: float) -> None:
@@ -81,6 +85,19 @@ def test_quantized_weights_take_the_bits_that_the_papers_say(quantization: dict[
     rest = 2 * (LLAMA_8B_PARAMETERS - packed) + 6 * ADAPTERS
     assert sum(p.size for p in work.quantized) == packed
     assert (weight_bytes(work, SINGLE) - rest) * 8 / packed == pytest.approx(bits, abs=0.002)
+
+
+@pytest.mark.parametrize(("wanted", "copies"), [("auto", (2, 1)), ("always", (2, 2)), ("never", (1, 1))])
+def test_fp8_weights_are_kept_twice_where_activations_are_not_recomputed(wanted: str, copies: tuple[int, int]) -> None:
+    work = workload(method="qlora", quantization={"type": "fp8", "keepTransposed": wanted})
+    packed = 32 * BLOCK_LINEAR
+    for recomputing, times in zip((False, True), copies, strict=True):
+        extra = weight_bytes(work, SINGLE, recomputing=recomputing) - weight_bytes(
+            workload(method="qlora", quantization={"type": "int8"}), SINGLE
+        )
+        assert extra == (times - 1) * packed
+    plain, thrifty = (estimate(work, Batch(1, 128, recomputing), SINGLE).weights for recomputing in (False, True))
+    assert plain - thrifty == (copies[0] - copies[1]) * packed
 
 
 def test_the_head_what_is_trained_in_full_and_experts_are_not_quantized() -> None:
@@ -172,7 +189,10 @@ def test_more_rows_tokens_and_rank_need_more(method: str, checkpointing: bool) -
 def test_packed_rows_pay_for_their_mask_by_the_square_of_the_length() -> None:
     length = 8192
     plain, packed = (
-        estimate(workload(method="lora", dataset={"packing": packing}), Batch(1, length, False), SINGLE).activations
+        activation_bytes(
+            workload(method="lora", dataset={"packing": packing}, training={"flashAttn": "sdpa"}),
+            Batch(1, length, False),
+        )
         for packing in (False, True)
     )
     repeated_keys = 2 * 2 * (4096 - 1024) * length

@@ -10,13 +10,14 @@ import pytest
 from finetune_operator.errors import DoesNotFit, NotSupported, UnknownArchitecture
 from finetune_operator.planner import PlanResult, plan, plan_job
 from finetune_operator.planner.memory import GIB, USABLE_SHARE
-from finetune_operator.planner.search import micro_batches
+from finetune_operator.planner.search import KEEPING_SHARE, micro_batches
 from finetune_operator.planner.support import STRATEGIES
 from finetune_trainer.contract import SelectionError
 from finetune_trainer.contract.vocabulary import Strategy
 from tests.unit.planner.models import LLAMA_8B, LLAMA_8B_PARAMETERS, SMOLLM2_135M, SMOLLM2_135M_PARAMETERS, known, spec
 
 ALL = frozenset(Strategy)
+CACHED = {"cacheFrozenPrefix": "always"}
 OLD_CARD, CARD, LARGE_CARD = 24 * GIB, 80 * GIB, 141 * GIB
 
 
@@ -76,7 +77,8 @@ def test_trained_parameters_are_counted_exactly(parts: dict[str, Any], trainable
 def test_recomputing_comes_in_where_a_pass_would_be_too_small_without() -> None:
     small = planned(method="qlora", gpu_memory=OLD_CARD).plan
     assert small.gradient_checkpointing is True
-    assert small.micro_batch_size >= 4
+    assert small.micro_batch_size == 2, "4,096 tokens keep a GPU busy"
+    assert small.recomputed_blocks is not None and small.recomputed_blocks < 32
     off = planned(method="qlora", gpu_memory=OLD_CARD, training={"gradientCheckpointing": "never"}).plan
     assert off.gradient_checkpointing is False
     assert off.micro_batch_size < small.micro_batch_size
@@ -148,6 +150,9 @@ def test_a_quantized_base_is_sharded_only_where_the_trainer_can() -> None:
     assert planned(**small).plan.zero_stage == 3
     message = refusal(**small, quantization={"type": "int8"})
     assert "ZeRO-2" in message and "ZeRO-3" not in message and "fsdp" not in message
+    assert any("compute capability 8.9" in note for note in planned(method="qlora", quantization={"type": "fp8"}).notes)
+    message = refusal(**small, quantization={"type": "fp8"})
+    assert "ddp" in message and "ZeRO" not in message and "fsdp" not in message
 
 
 def test_what_a_plan_offloads_stands_in_it() -> None:
@@ -265,6 +270,22 @@ def test_a_selection_and_its_notes_come_along() -> None:
             "spec.training.torchCompile: objective dpo is not compiled",
         ),
         ({"method": "head", "training": {"flashAttn": "varlen"}}, "spec.training.flashAttn: method head"),
+        ({"method": "head", "training": CACHED}, "spec.training.cacheFrozenPrefix: method head runs all blocks"),
+        (
+            {"training": {"objective": "dpo", **CACHED}},
+            "spec.training.cacheFrozenPrefix: objective dpo runs all blocks in every epoch; or use auto or never",
+        ),
+        ({"method": "prompt", "training": CACHED}, "spec.training.cacheFrozenPrefix: method prompt adds positions"),
+        (
+            {"parallelism": {"strategy": "fsdp"}, "resources": {"gpus": 2}, "training": CACHED},
+            "spec.training.cacheFrozenPrefix: strategy fsdp runs all blocks in every epoch; use strategy ddp",
+        ),
+        ({"training": {"neftuneAlpha": 5, **CACHED}}, "spec.training.cacheFrozenPrefix: NEFTune's noise"),
+        (
+            {"training": {"epochs": 1.5, **CACHED}},
+            "spec.training.cacheFrozenPrefix: it pays from the second epoch on, and there are 1.5; set epochs to 2",
+        ),
+        ({"training": CACHED}, "spec.training.cacheFrozenPrefix: the first block, or something below it, is trained"),
         ({"resources": {"gpus": 0}, "training": {"precision": "fp16"}}, "spec.training.precision: fp16"),
         ({"resources": {"gpus": 0}, "training": {"optimizer": "paged_adamw"}}, "spec.training.optimizer: paged_adamw"),
     ],
@@ -273,6 +294,58 @@ def test_what_the_trainer_cannot_do_is_refused_by_field(parts: dict[str, Any], w
     with pytest.raises(NotSupported) as caught:
         planned(**parts)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "note"),
+    [
+        # 4096 numbers of 2 bytes a token.
+        ({"layers": {"last": 2}}, "what enters block 30 is kept from the first epoch for those after it: 7.6 GiB"),
+        ({"layers": {"last": 2}, "training": {"precision": "fp32"}}, "it: 15.3 GiB for a million tokens"),
+        ({"layers": {"last": 2}, "training": {"epochs": 1, "maxSteps": 100}}, "what enters block 30"),
+        ({"layers": {"last": 2}, "training": {"epochs": 1}}, None),
+        ({"layers": {"last": 2}, "training": {"cacheFrozenPrefix": "never"}}, None),
+        ({"layers": {"first": 2}}, None),
+        ({"layers": {"last": 2}, "resources": {"gpus": 2}, "parallelism": {"strategy": "fsdp"}}, None),
+    ],
+)
+def test_what_a_cached_prefix_takes(parts: dict[str, Any], note: str | None) -> None:
+    found = [line for line in planned(**parts).notes if "cacheFrozenPrefix" in line]
+    assert len(found) == (note is not None)
+    assert note is None or note in found[0]
+
+
+@pytest.mark.parametrize("gib", [22, 24, 32, 40])
+def test_no_more_blocks_are_recomputed_than_there_is_no_room_for(gib: int) -> None:
+    """With the fewest rows that keep a GPU busy: 4,096 tokens."""
+    found = planned(gpu_memory=gib * GIB, method="lora").plan
+    training = {"gradientCheckpointing": "always", "microBatchSize": found.micro_batch_size}
+    every = planned(gpu_memory=gib * GIB, method="lora", training=training).plan
+    assert (found.micro_batch_size, found.gradient_checkpointing, every.recomputed_blocks) == (2, True, None)
+    assert found.recomputed_blocks is not None
+    assert found.memory_per_gpu is not None and every.memory_per_gpu is not None
+    size = found.memory_per_gpu.total
+    assert every.memory_per_gpu.total < size <= KEEPING_SHARE * gib * GIB
+    # One more block would not fit.
+    one_block = (size - every.memory_per_gpu.total) / (31 - found.recomputed_blocks)
+    assert size + 1.01 * one_block > KEEPING_SHARE * gib * GIB
+
+
+def test_every_block_is_recomputed_where_there_is_no_room_or_no_choice() -> None:
+    assert planned(gpu_memory=20 * GIB, method="lora").plan.recomputed_blocks is None
+    after = planned(gpu_memory=24 * GIB, micro_batch_size=1, method="lora").plan
+    assert after.gradient_checkpointing and after.recomputed_blocks is None, "it ran out of memory before"
+    wanted = planned(gpu_memory=40 * GIB, method="lora", training={"microBatchSize": 4}).plan
+    assert wanted.micro_batch_size == 4
+    assert wanted.recomputed_blocks is not None and 10 < wanted.recomputed_blocks < 32
+
+
+def test_a_cached_prefix_rules_out_what_divides_the_model() -> None:
+    """What is too large for one GPU would else be divided."""
+    parts: dict[str, Any] = {"method": "freeze", "layers": {"last": 2}, "resources": {"gpus": 4}}
+    assert planned(gpu_memory=OLD_CARD // 2, **parts).plan.strategy in ("deepspeed", "fsdp")
+    with pytest.raises(DoesNotFit):
+        planned(gpu_memory=OLD_CARD // 2, training=CACHED, **parts)
 
 
 def test_a_strategy_that_cannot_divide_the_job_is_refused() -> None:

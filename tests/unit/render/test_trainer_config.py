@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,26 @@ def test_blocks_are_there_when_the_method_needs_them(method: str, lora: bool, qu
     full = trainer_config(make(method="full"))
     assert full.lora is None
     assert full.quantization is None
+
+
+@pytest.mark.parametrize(
+    ("quantization", "recomputing", "kept"),
+    [
+        ({"type": "fp8"}, False, True),
+        ({"type": "fp8"}, True, False),
+        ({"type": "fp8", "keepTransposed": "always"}, True, True),
+        ({"type": "fp8", "keepTransposed": "never"}, False, False),
+        ({"type": "nf4"}, False, False),
+    ],
+)
+def test_whether_fp8_weights_are_kept_twice_follows_the_plan(
+    quantization: dict[str, Any], recomputing: bool, kept: bool
+) -> None:
+    attempt = make(method="qlora", quantization=quantization)
+    planned = attempt.plan.model_copy(update={"gradient_checkpointing": recomputing})
+    config = trainer_config(replace(attempt, plan=planned))
+    assert config.quantization is not None
+    assert config.quantization.keep_transposed is kept
 
 
 @pytest.mark.parametrize(
@@ -140,6 +161,7 @@ def test_the_plan_decides_the_batch_and_the_strategy() -> None:
         micro_batch_size=2,
         gradient_accumulation=4,
         gradient_checkpointing=True,
+        offload_activations=True,
     )
     config = trainer_config(
         make(
@@ -151,7 +173,7 @@ def test_the_plan_decides_the_batch_and_the_strategy() -> None:
     )
     training, parallelism = config.training, config.parallelism
     assert (training.batch_size, training.micro_batch_size, training.gradient_accumulation) == (64, 2, 4)
-    assert training.gradient_checkpointing is True
+    assert (training.gradient_checkpointing, training.offload_activations) == (True, True)
     assert (parallelism.strategy, parallelism.zero_stage, parallelism.deepspeed) == ("deepspeed", 3, {"x": 1})
     assert (parallelism.offload.optimizer, parallelism.offload.parameters) == ("cpu", "none")
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_operator.api.base import ApiModel, SecretKeyRef
 from finetune_trainer.contract.vocabulary import DatasetFormat, Overlong
 
-URI_PATTERN = r"^(hf|s3|pvc)://[^\s]+$|^file:[^\s]+$"
+URI_PATTERN = r"^(hf|s3)://[^\s]+$|^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s]*)?$|^file:[^\s]+$"
 TEMPLATE_PATTERN = r"^(chatml|alpaca)$|\{[{%]"
 ColumnName = Annotated[str, Field(min_length=1, max_length=255)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI_PATTERN)]

@@ -122,6 +122,12 @@ RULES: tuple[Rule, ...] = (
         "quantization is for method qlora; remove it, or change method {method}",
     ),
     Rule(
+        "quantization.keepTransposed",
+        "!has(self.quantization) || self.quantization.keepTransposed == 'auto' || self.quantization.type == 'fp8'",
+        lambda s: s.quantization is None or s.quantization.keep_transposed == "auto" or s.quantization.type == "fp8",
+        "keepTransposed is for type fp8; remove it, or use type fp8 instead of {quantization.type}",
+    ),
+    Rule(
         "dataset",
         "has(self.dataset.uri) != has(self.dataset.sources)",
         lambda s: (s.dataset.uri is None) != (s.dataset.sources is None),

@@ -36,7 +36,7 @@ class Resources(ApiModel):
 class Scheduling(ApiModel):
     """Where the pods may run."""
 
-    queue: str | None = Field(default=None, min_length=1, max_length=63)
+    queue: str | None = Field(default=None, min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     """Kueue LocalQueue that admits the job."""
     priority_class_name: Name | None = None
     """PriorityClass of the pods."""
@@ -73,6 +73,9 @@ class Output(ApiModel):
     """The object store; also of s3:// models and data sets."""
     merge: v.Merge = v.Merge.NONE
     """Also make a stand-alone model: `base16` merges into the 16-bit base, `dequantized` into the de-quantized one."""
+    reuse: bool = True
+    """Take the result of an earlier run of the same spec below `uri`, and train nothing: a job that is deleted and
+    synced again is not trained again. `false` trains each time, for instance on data that changed in its place."""
 
 
 class Gate(ApiModel):

@@ -69,6 +69,10 @@ class PlanStatus(ApiModel):
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed."""
+    recomputed_blocks: int | None = None
+    """Of the blocks that the backward pass reaches, how many of the lowest are recomputed; absent: all, or none."""
+    offload_activations: bool = False
+    """Whether the inputs of recomputed blocks are kept in host memory."""
     trainable_parameters: int | None = None
     """Trained parameters; absent when the model's configuration could not be read from here."""
     total_parameters: int | None = None

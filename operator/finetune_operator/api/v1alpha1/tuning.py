@@ -101,11 +101,21 @@ class Quantization(ApiModel):
     """How the frozen base is stored, for `qlora`."""
 
     type: v.QuantizationType = v.QuantizationType.NF4
-    """`nf4`, `fp4` or `int8`."""
+    """`nf4`, `fp4`, `int8`, or `fp8`: in float8_e4m3fn, with which a GPU of compute capability 8.9 and later multiplies
+    too. The first three are bitsandbytes'."""
     double_quant: bool = True
     """Quantize the quantization constants too (4-bit types)."""
     compute_dtype: v.ComputeDtype = v.ComputeDtype.BFLOAT16
-    """What a weight is expanded to for a matrix product."""
+    """What a weight is expanded to for a matrix product (4-bit types)."""
+    keep_transposed: v.Switch = v.Switch.AUTO
+    """For `fp8`: keep each weight a second time, transposed, for the backward pass, which is faster and takes another
+    byte for each element: `always`, `never`, or `auto`: where activations are not recomputed. The result is the same
+    bit for bit."""
+
+    def keeps_transposed(self, *, recomputing: bool) -> bool:
+        """Whether each weight is kept a second time, once it is known whether activations are recomputed."""
+        wanted = self.keep_transposed is v.Switch.ALWAYS or (self.keep_transposed is v.Switch.AUTO and not recomputing)
+        return wanted and self.type is v.QuantizationType.FP8
 
 
 class SchedulerOptions(ApiModel):
@@ -195,19 +205,31 @@ class Training(ApiModel):
     batch_size: int = Field(default=16, ge=1, le=1_048_576)
     """Rows per optimizer step over all GPUs; a row is a sample, or with packing as many as fit in `maxLength`."""
     micro_batch_size: AutoOrCount = "auto"
-    """Rows per forward pass of one GPU. `auto`: the largest that the planner finds room for."""
+    """Rows per forward pass of one GPU. `auto`: the most that the planner finds room for, or, where activations have to
+    be recomputed, enough to keep a GPU busy."""
     optimizer: v.Optimizer = v.Optimizer.ADAMW
     """The optimizer."""
     precision: v.Precision = v.Precision.BF16
     """Arithmetic of forward and backward: `bf16`, `fp16` or `fp32`."""
-    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
-    """Recompute activations in the backward pass instead of keeping them. `auto`: where memory needs it."""
+    gradient_checkpointing: Literal["auto", "always", "never", "offload"] = "auto"
+    """Recompute activations in the backward pass instead of keeping them: `always` (in all blocks), `never`, `auto` (in
+    as many blocks as memory needs), or `offload`: in all blocks, whose inputs wait for it in host memory."""
     flash_attn: v.FlashAttn = v.FlashAttn.AUTO
     """How attention over the samples of a row is computed: `varlen` (a kernel for samples of any length, without a
     mask), `sdpa` (with a mask), or `auto`: the first where GPU and model allow it. Both give the same result."""
     torch_compile: v.Switch = v.Switch.AUTO
-    """Compile decoder blocks and loss, which takes up to a minute at the start: `always`, or `never`. `auto` is `never`
-    for now."""
+    """Compile decoder blocks and loss, which takes up to a minute at the start: `always`, `never`, or `auto`: on a GPU,
+    where the run is long enough to make up for it."""
+    compile_cache: bool = False
+    """Keep what was compiled below `output.uri`, for attempts and jobs of the same model, method and shapes on the same
+    kind of GPU. Nothing is kept with temporary credentials: they cannot vouch for it later."""
+    fuse_adapters: v.Switch = v.Switch.AUTO
+    """Compute adapted layers with the same input together, and adapters within the products of the frozen weights,
+    which saves time and memory: `always` (or an error), `never`, or `auto`: on a GPU, where it can be done."""
+    cache_frozen_prefix: v.Switch = v.Switch.AUTO
+    """Where only upper blocks are trained, keep what enters the lowest of them from the first pass over the data, in
+    host memory or on the node's disk, and run none of the blocks below from the second pass on: `always` (or an error),
+    `never`, or `auto`: on a GPU, where it can be done and there is room."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1_000_000)
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     neftune_alpha: float | None = Field(default=None, gt=0, le=1000)

@@ -40,11 +40,11 @@ TUNING_RULES: tuple[Rule, ...] = (
     Rule(
         "lora.variant",
         "!has(self.lora) || self.lora.variant != 'loftq' || (self.method == 'qlora' && (!has(self.quantization) || "
-        "self.quantization.type != 'int8'))",
+        "self.quantization.type in ['nf4', 'fp4']))",
         lambda s: (
             s.lora is None
             or s.lora.variant != "loftq"
-            or (s.method == "qlora" and (s.quantization is None or s.quantization.type != "int8"))
+            or (s.method == "qlora" and (s.quantization is None or s.quantization.type in ("nf4", "fp4")))
         ),
         "loftq makes up for the rounding of a 4-bit base; use it with method qlora and quantization.type nf4 or fp4",
     ),

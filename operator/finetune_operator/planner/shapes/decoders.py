@@ -14,8 +14,8 @@ from finetune_operator.planner.shapes.model import (
     linear,
     norm,
 )
-from finetune_operator.planner.shapes.reader import MAX_BLOCKS, ConfigReader
-from finetune_trainer.contract import ParameterInfo
+from finetune_operator.planner.shapes.reader import ConfigReader
+from finetune_trainer.contract import MAX_BLOCKS, ParameterInfo
 
 Parameters = list[ParameterInfo]
 Block = Callable[[str, int], Parameters]

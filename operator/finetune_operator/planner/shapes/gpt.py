@@ -15,7 +15,8 @@ from finetune_operator.planner.shapes.model import (
     linear,
     norm,
 )
-from finetune_operator.planner.shapes.reader import MAX_BLOCKS, ConfigReader
+from finetune_operator.planner.shapes.reader import ConfigReader
+from finetune_trainer.contract import MAX_BLOCKS
 
 
 def gpt2(config: ConfigReader) -> KnownModel:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from finetune_operator.planner.shapes.decoders import Parameters, gemma3_text
 from finetune_operator.planner.shapes.model import KnownModel, embedding, linear, norm
-from finetune_operator.planner.shapes.reader import MAX_BLOCKS, ConfigReader
-from finetune_trainer.contract import ParameterInfo, ParameterKind
+from finetune_operator.planner.shapes.reader import ConfigReader
+from finetune_trainer.contract import MAX_BLOCKS, ParameterInfo, ParameterKind
 
 _TOWER = "model.vision_tower"
 

@@ -8,8 +8,6 @@ from typing import Any
 from finetune_operator.errors import PlanningError
 
 _LARGEST = 2**31 - 1
-MAX_BLOCKS = 1024
-"""Decoder blocks, as in `spec.layers`."""
 MAX_EXPERTS = 65_536
 
 

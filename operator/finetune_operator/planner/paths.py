@@ -1,0 +1,79 @@
+"""Which of the trainer's fast paths a job takes, as far as that is known beforehand. Pure: no I/O.
+
+The trainer decides (`finetune_trainer.fast.choice`); here is what memory depends on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_trainer.contract.vocabulary import (
+    FlashAttn,
+    LoraVariant,
+    Method,
+    Objective,
+    Precision,
+    QuantizationType,
+    Switch,
+)
+
+WORTH_COMPILING = 300
+"""Micro-batches of a training from which on `torchCompile: auto` compiles (`finetune_trainer.fast.choice`)."""
+OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
+"""Methods for which PEFT puts positions of its own into rows or attention."""
+PLAIN_VARIANTS = frozenset(LoraVariant) - {LoraVariant.DORA}
+"""Of adapters whose arithmetic is that of LoRA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """What a training does otherwise than transformers and PEFT would."""
+
+    samples: bool = False
+    """Attention over samples one after the other: no mask, and keys of a group are not repeated."""
+    shared: bool = False
+    """Adapters take the layer's input as it is, without a copy in fp32 that autocast narrows again."""
+    fused: bool = False
+    """Adapted layers with the same input are computed together, with their adapters as further columns."""
+    compiled: bool = False
+    """Blocks and loss are compiled."""
+
+    @property
+    def sharded(self) -> Paths:
+        """What is left of them where weights are divided among processes."""
+        return Paths(shared=self.shared)
+
+
+def paths_of(spec: FineTuneJobSpec) -> Paths:
+    """Of a job on GPUs, or on CPUs. `compiled` is what can be said for certain: see `may_compile`."""
+    if spec.training.objective is not Objective.SFT or spec.method is Method.HEAD:
+        return Paths()
+    on_gpu, narrow = spec.resources.gpus > 0, spec.training.precision is not Precision.FP32
+    fits = spec.method not in OWN_FORWARD
+    noisy = spec.training.neftune_alpha is not None
+    wanted = spec.training.flash_attn
+    samples = fits and narrow and not noisy and (on_gpu or wanted is FlashAttn.VARLEN) and wanted is not FlashAttn.SDPA
+    plain = spec.lora is None or (spec.lora.variant in PLAIN_VARIANTS and not spec.lora.dropout)
+    shared = spec.method.uses_lora and narrow and plain
+    fused = shared and (on_gpu or spec.training.fuse_adapters is Switch.ALWAYS)
+    return Paths(
+        samples=samples,
+        shared=shared,
+        fused=fused and spec.training.fuse_adapters is not Switch.NEVER,
+        compiled=fits and spec.training.torch_compile is Switch.ALWAYS,
+    )
+
+
+def may_compile(spec: FineTuneJobSpec) -> bool:
+    """Whether `auto` perhaps compiles: how many micro-batches there are is known once the data are read."""
+    training = spec.training
+    if training.torch_compile is not Switch.AUTO or not spec.resources.gpus:
+        return False
+    if training.objective is not Objective.SFT or spec.method is Method.HEAD or spec.method in OWN_FORWARD:
+        return False
+    if spec.method is Method.QLORA and spec.quantization and spec.quantization.type is QuantizationType.INT8:
+        return False
+    # Rows of a micro-batch are not known here: one is the fewest.
+    rows = max(1, training.batch_size // spec.resources.gpus)
+    return training.max_steps is None or training.max_steps * rows >= WORTH_COMPILING
