@@ -3,7 +3,7 @@
 See README.md beside this file. Nothing of the operator or the trainer is imported here.
 """
 
-from .binaries import Binaries, find_binaries, needed
+from .binaries import Binaries, find_binaries, find_helm, needed
 from .components import APISERVER, CONTROLLER_MANAGER, ETCD, TRAINING_OPERATOR
 from .errors import (
     ApiError,
@@ -31,5 +31,6 @@ __all__ = [
     "NotRunning",
     "StartFailed",
     "find_binaries",
+    "find_helm",
     "needed",
 ]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from .binaries import find_binaries, needed
+from .binaries import find_binaries, find_helm, needed
 from .build import cache_root
 from .errors import ControlPlaneError, NotRunning, StartFailed
 from .plane import ControlPlane
@@ -65,6 +65,7 @@ def _build(options: argparse.Namespace) -> int:
     found = find_binaries(programs, progress=_say)
     for name, path in sorted(found.programs.items()):
         sys.stdout.write(f"{name} {path}\n")
+    sys.stdout.write(f"helm {find_helm(progress=_say)}\n")
     return 0
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .build import Progress, build, cache_folder, crd_file, kubernetes_version
-from .components import APISERVER, CONTROLLER_MANAGER, ETCD, TRAINING_OPERATOR
+from .build import Progress, build, cache_folder, crd_file, helm_folder, kubernetes_version
+from .components import APISERVER, CONTROLLER_MANAGER, ETCD, HELM, TRAINING_OPERATOR
 from .errors import BinariesMissing
 
 _ASSETS = "KUBEBUILDER_ASSETS"
@@ -71,6 +71,34 @@ def find_binaries(
     paths = {name: (cache / "bin" if folder is None or name in from_cache else folder) / name for name in programs}
     crd = crd_file(cache) if TRAINING_OPERATOR in programs else None
     return Binaries(paths, source, crd)
+
+
+def find_helm(
+    *,
+    environment: Mapping[str, str] | None = None,
+    may_build: bool = True,
+    progress: Progress = lambda line: None,
+) -> Path:
+    """Find Helm: the cache, then PATH, then a build (3 minutes the first time).
+
+    Raises:
+        BinariesMissing: with what was tried and what to do.
+        BuildFailed: the build was tried and failed.
+    """
+    environment = os.environ if environment is None else environment
+    cache = helm_folder(environment)
+    if not _lacking(cache / "bin", frozenset({HELM})):
+        return cache / "bin" / HELM
+    installed = shutil.which(HELM, path=environment.get("PATH"))
+    if installed is not None:
+        return Path(installed)
+    if not may_build or shutil.which("go", path=environment.get("PATH")) is None:
+        raise BinariesMissing(
+            f"helm is not on PATH and not in the cache ({cache / 'bin'}): install it, or install Go 1.26 or newer and "
+            "run `PYTHONPATH=hack python -m controlplane build`"
+        )
+    build(frozenset({HELM}), cache, environment, progress)
+    return cache / "bin" / HELM
 
 
 def _lacking(folder: Path, programs: frozenset[str]) -> list[str]:

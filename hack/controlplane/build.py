@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .components import APISERVER, CONTROLLER_MANAGER, ETCD, TRAINING_OPERATOR
+from .components import APISERVER, CONTROLLER_MANAGER, ETCD, HELM, TRAINING_OPERATOR
 from .errors import BuildFailed
 
 Progress = Callable[[str], None]
@@ -29,6 +29,7 @@ Progress = Callable[[str], None]
 _HERE = Path(__file__).parent
 _KUBERNETES = _HERE / "kubernetes"
 _OPERATOR = _HERE / "training-operator"
+_HELM = _HERE / "helm"
 _OPERATOR_MODULE = "github.com/kubeflow/training-operator"
 _CRD = "kubeflow.org_pytorchjobs.yaml"
 _PROGRESS_SECONDS = 15.0
@@ -46,6 +47,7 @@ _TARGETS: Mapping[str, _Target] = {
     APISERVER: _Target(_KUBERNETES, f"k8s.io/kubernetes/cmd/{APISERVER}"),
     CONTROLLER_MANAGER: _Target(_KUBERNETES, f"k8s.io/kubernetes/cmd/{CONTROLLER_MANAGER}"),
     TRAINING_OPERATOR: _Target(_OPERATOR, f"{_OPERATOR_MODULE}/cmd/training-operator.v1"),
+    HELM: _Target(_HELM, "helm.sh/helm/v4/cmd/helm"),
 }
 
 
@@ -57,12 +59,21 @@ def cache_root(environment: Mapping[str, str]) -> Path:
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
     """Where this tree's versions are built into."""
+    return cache_root(environment) / _digest(_KUBERNETES, _OPERATOR)
+
+
+def helm_folder(environment: Mapping[str, str]) -> Path:
+    """Where Helm is built into: a folder of its own, so that a new Helm builds no control plane anew."""
+    return cache_root(environment) / f"helm-{_digest(_HELM)}"
+
+
+def _digest(*folders: Path) -> str:
     digest = hashlib.sha256(f"{platform.system()} {platform.machine()}".encode())
-    for folder in (_KUBERNETES, _OPERATOR):
+    for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.name in ("go.mod", "go.sum") or path.suffix == ".go":
                 digest.update(f"\0{path.relative_to(_HERE)}\0".encode() + path.read_bytes())
-    return cache_root(environment) / digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
 
 
 def crd_file(cache: Path) -> Path:

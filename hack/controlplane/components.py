@@ -11,21 +11,22 @@ ETCD = "etcd"
 APISERVER = "kube-apiserver"
 CONTROLLER_MANAGER = "kube-controller-manager"
 TRAINING_OPERATOR = "training-operator"
+HELM = "helm"
 
 SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc.cluster.local"
 
-# Without kubelets no node reports its health: these would delete or evict pods of nodes that a
-# test invents, or need a cloud, a volume driver or the authority's key.
+# They need a cloud, a volume driver or the authority's key.
 _DISABLED_CONTROLLERS = (
     "certificatesigningrequest-signing-controller",
     "device-taint-eviction-controller",
     "node-ipam-controller",
-    "node-lifecycle-controller",
     "persistentvolume-attach-detach-controller",
     "persistentvolume-expander-controller",
-    "pod-garbage-collector-controller",
-    "taint-eviction-controller",
 )
+# Without kubelets no node reports its health: these would delete or evict pods of nodes that a test invents.
+_NODE_CONTROLLERS = ("node-lifecycle-controller", "pod-garbage-collector-controller", "taint-eviction-controller")
+# Seconds instead of minutes. A pod's tolerations are the API server's: see `unreachable_flags`.
+_QUICK_NODES = ("--node-monitor-period=1s", "--node-monitor-grace-period=6s", "--node-eviction-rate=10")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def apiserver(program: Path, ports: Ports, secrets: Secrets, *, service_accounts
         f"--tls-cert-file={secrets.server.certificate}",
         f"--tls-private-key-file={secrets.server.key}",
         f"--client-ca-file={secrets.authority}",
+        # Nodes are reached by address, as `kubectl logs` needs.
+        f"--kubelet-certificate-authority={secrets.authority}",
+        f"--kubelet-client-certificate={secrets.server.certificate}",
+        f"--kubelet-client-key={secrets.server.key}",
+        "--kubelet-preferred-address-types=InternalIP",
         "--authorization-mode=RBAC",
         f"--service-account-issuer={SERVICE_ACCOUNT_ISSUER}",
         f"--service-account-signing-key-file={secrets.token_key}",
@@ -111,9 +117,17 @@ def apiserver(program: Path, ports: Ports, secrets: Secrets, *, service_accounts
     return [str(program), *flags, *extra]
 
 
-def controller_manager(program: Path, ports: Ports, secrets: Secrets, kubeconfig: Path) -> list[str]:
-    """Every controller that needs no node."""
-    controllers = ",".join(["*", *(f"-{name}" for name in _DISABLED_CONTROLLERS)])
+def unreachable_flags(seconds: int) -> list[str]:
+    """Of the API server: how long pods that say nothing of it tolerate a node that is not there."""
+    return [f"--default-{name}-toleration-seconds={seconds}" for name in ("not-ready", "unreachable")]
+
+
+def controller_manager(
+    program: Path, ports: Ports, secrets: Secrets, kubeconfig: Path, *, nodes: bool = False
+) -> list[str]:
+    """Every controller that needs no node; with `nodes` those as well that look after nodes, quickly."""
+    disabled = _DISABLED_CONTROLLERS if nodes else _DISABLED_CONTROLLERS + _NODE_CONTROLLERS
+    controllers = ",".join(["*", *(f"-{name}" for name in disabled)])
     return [
         str(program),
         f"--kubeconfig={kubeconfig}",
@@ -130,6 +144,7 @@ def controller_manager(program: Path, ports: Ports, secrets: Secrets, kubeconfig
         f"--controllers={controllers}",
         "--leader-elect=false",
         "--profiling=false",
+        *(_QUICK_NODES if nodes else ()),
     ]
 
 

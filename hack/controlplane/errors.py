@@ -5,6 +5,7 @@ ControlPlaneError
 ├── BuildFailed       `go build` failed or took too long
 ├── CertificatesFailed  openssl is missing or failed
 ├── StartFailed       a component exited early or was not ready in time
+│   └── PortTaken     somebody took its port between the choice and its start
 ├── NotRunning        the control plane, or one component of it, does not run
 └── ApiError          the API server refused a request
 """
@@ -30,6 +31,10 @@ class CertificatesFailed(ControlPlaneError):
 
 class StartFailed(ControlPlaneError):
     """A component exited early or was not ready in time; the message ends with its log's tail."""
+
+
+class PortTaken(StartFailed):
+    """Somebody took a component's port between the choice and its start; other ports will do."""
 
 
 class NotRunning(ControlPlaneError):

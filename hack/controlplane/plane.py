@@ -17,8 +17,8 @@ from typing import Self
 from .api import Client, write_kubeconfig
 from .binaries import Binaries, find_binaries, needed
 from .build import Progress
-from .components import APISERVER, ETCD, TRAINING_OPERATOR, webhook_configuration
-from .errors import ApiError, NotRunning, StartFailed
+from .components import APISERVER, ETCD, TRAINING_OPERATOR, unreachable_flags, webhook_configuration
+from .errors import ApiError, NotRunning, PortTaken, StartFailed
 from .prepare import Prepared, prepare
 from .processes import Component, Processes
 
@@ -26,6 +26,7 @@ _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 _PYTORCH_JOBS = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs"
 _TOKEN_SECONDS = 24 * 3600
+_STARTS = 5  # with other ports each time
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ControlPlane:
         training_operator: bool = False,
         crds: Sequence[Path] = (),
         apiserver_flags: Sequence[str] = (),
+        nodes_are_lost: bool = False,
         binaries: Binaries | None = None,
         may_build: bool = True,
         seconds: float = 120.0,
@@ -63,12 +65,14 @@ class ControlPlane:
         crds: files with CustomResourceDefinitions, created before the controllers start: the
             garbage collector looks for new kinds only every 30 s.
         apiserver_flags: appended to the API server's own.
+        nodes_are_lost: a node whose Ready condition was not renewed for 6 s loses its pods 2 s later.
         binaries: found before (see find_binaries); else they are found, or built, by up().
         seconds: how long each component may take until it is ready.
         """
         self._programs = needed(controller_manager=controller_manager, training_operator=training_operator)
         self._crds = tuple(crds)
-        self._apiserver_flags = list(apiserver_flags)
+        self._apiserver_flags = [*apiserver_flags, *(unreachable_flags(2) if nodes_are_lost else ())]
+        self._nodes_are_lost = nodes_are_lost
         self._binaries = binaries
         self._may_build = may_build
         self._seconds = seconds
@@ -117,15 +121,25 @@ class ControlPlane:
             raise StartFailed("this control plane is already up: stop() it first, or make another")
         binaries = self._binaries or find_binaries(self._programs, may_build=self._may_build, progress=self._progress)
         self._progress(f"programs: {binaries.source}")
+        for _ in range(_STARTS - 1):
+            try:
+                self._up(binaries)
+            except PortTaken as error:
+                self._progress(f"once more, with other ports: {str(error).splitlines()[-1]}")
+            else:
+                return self
+        self._up(binaries)
+        return self
+
+    def _up(self, binaries: Binaries) -> None:
         folder = Path(tempfile.mkdtemp(prefix="finetune-controlplane-"))
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            prepared = prepare(binaries, folder, self._apiserver_flags)
+            prepared = prepare(binaries, folder, self._apiserver_flags, nodes=self._nodes_are_lost)
             self._state = _Running(folder, prepared, Processes(folder))
             undo.callback(self.stop)
             self._start_all(self._state, binaries)
             undo.pop_all()
-        return self
 
     def stop(self) -> None:
         """Stop every component and remove all files. Does nothing when nothing runs."""
@@ -138,6 +152,16 @@ class ControlPlane:
         """SIGKILL a component, as a crash would."""
         self._component(name)
         self._running.processes.end(name, signal.SIGKILL)
+
+    def pause(self, name: str) -> None:
+        """A component stands still, until `resume`."""
+        self._component(name)
+        self._running.processes.send(name, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """A component that stood still goes on."""
+        self._component(name)
+        self._running.processes.send(name, signal.SIGCONT)
 
     def start(self, name: str) -> None:
         """Start a component that has ended, with its address and data as before."""

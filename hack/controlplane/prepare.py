@@ -43,8 +43,11 @@ class Prepared:
     ports: Ports
 
 
-def prepare(binaries: Binaries, folder: Path, apiserver_flags: Sequence[str]) -> Prepared:
-    """Write what the components need into an empty folder."""
+def prepare(binaries: Binaries, folder: Path, apiserver_flags: Sequence[str], *, nodes: bool = False) -> Prepared:
+    """Write what the components need into an empty folder.
+
+    nodes: whether the controllers that look after nodes run, too.
+    """
     authority = Authority(folder / "pki")
     token_key, token_public_key = authority.signing_key("service-accounts")
     secrets = Secrets(
@@ -62,7 +65,7 @@ def prepare(binaries: Binaries, folder: Path, apiserver_flags: Sequence[str]) ->
     made = [maker.etcd(), maker.apiserver(list(apiserver_flags))]
     if CONTROLLER_MANAGER in binaries.programs:
         manager = authority.issue("controller-manager", "/CN=system:kube-controller-manager")
-        made.append(maker.controller_manager(manager))
+        made.append(maker.controller_manager(manager, nodes=nodes))
     if TRAINING_OPERATOR in binaries.programs:
         made.append(maker.training_operator(kubeconfig))
     return Prepared(
@@ -88,7 +91,8 @@ class _Maker:
     def etcd(self) -> Component:
         argv = components.etcd(self.binaries.programs[ETCD], self.folder / "etcd", self.ports, self.secrets)
         server = self.client(self.ports.etcd)
-        return self._component(ETCD, argv, lambda: server.missing("/health", '"health":"true"'))
+        ports = (self.ports.etcd, self.ports.etcd_peer)
+        return self._component(ETCD, argv, ports, lambda: server.missing("/health", '"health":"true"'))
 
     def apiserver(self, flags: list[str]) -> Component:
         argv = components.apiserver(
@@ -103,18 +107,25 @@ class _Maker:
         return self._component(
             APISERVER,
             argv,
+            (self.ports.apiserver,),
             lambda: server.missing("/readyz") or server.missing("/api/v1/namespaces/default"),
         )
 
-    def controller_manager(self, identity: KeyPair) -> Component:
+    def controller_manager(self, identity: KeyPair, *, nodes: bool) -> Component:
         path = self.folder / "pki" / "controller-manager.kubeconfig"
         url = f"https://127.0.0.1:{self.ports.apiserver}"
         write_kubeconfig(path, url, self.secrets.authority, certificate_user(identity))
-        argv = components.controller_manager(self.binaries.programs[CONTROLLER_MANAGER], self.ports, self.secrets, path)
+        program = self.binaries.programs[CONTROLLER_MANAGER]
+        argv = components.controller_manager(program, self.ports, self.secrets, path, nodes=nodes)
         own = self.client(self.ports.controller_manager)
         server = self.client(self.ports.apiserver)
         account = "/api/v1/namespaces/default/serviceaccounts/default"
-        return self._component(CONTROLLER_MANAGER, argv, lambda: own.missing("/healthz") or server.missing(account))
+        return self._component(
+            CONTROLLER_MANAGER,
+            argv,
+            (self.ports.controller_manager,),
+            lambda: own.missing("/healthz") or server.missing(account),
+        )
 
     def training_operator(self, kubeconfig: Path) -> Component:
         certificates = self.folder / "pki" / "webhook"
@@ -127,15 +138,18 @@ class _Maker:
         return self._component(
             TRAINING_OPERATOR,
             argv,
+            (self.ports.operator_probe, self.ports.operator_webhook),
             lambda: plain_missing(probe) or _unregistered(webhook),
             KUBECONFIG=str(kubeconfig),
             FINETUNE_WEBHOOK_CERT_DIR=str(certificates),
         )
 
-    def _component(self, name: str, argv: list[str], ready: Callable[[], str], **environment: str) -> Component:
+    def _component(
+        self, name: str, argv: list[str], ports: tuple[int, ...], ready: Callable[[], str], **environment: str
+    ) -> Component:
         # Nothing else of our environment, proxies and cloud credentials least of all.
         own = {"PATH": os.defpath, "HOME": str(self.folder), "TMPDIR": str(self.folder)}
-        return Component(name, argv, {**own, **environment}, ready)
+        return Component(name, argv, {**own, **environment}, ready, ports)
 
 
 def _unregistered(webhook: Client) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import NotRunning, StartFailed
+from .errors import NotRunning, PortTaken, StartFailed
 
 _GUARD = Path(__file__).with_name("guard.py")
 _TAIL_LINES = 25
+_PORT_TAKEN = "address already in use"  # what Go's programs say of EADDRINUSE
 _STOP_SECONDS = 45.0  # the guard grants each of four components eight seconds
 
 
@@ -31,11 +33,32 @@ class Component:
     environment: Mapping[str, str]
     ready: Callable[[], str]
     """Says what is still missing, or nothing once the component serves."""
+    ports: Sequence[int] = ()
+    """Where it listens, on the loopback address."""
 
 
 def tail(text: str, lines: int = _TAIL_LINES) -> str:
     """The last lines of a log."""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def _early_exit(component: Component, code: int, log: str) -> StartFailed:
+    # Not every program says it: the training operator may exit over its controllers, which could not be set up because
+    # its manager was ending over the port.
+    taken = [port for port in component.ports if _is_taken(port)]
+    kind = PortTaken if taken or _PORT_TAKEN in log else StartFailed
+    somebody = f" (somebody else listens on port {', '.join(map(str, taken))})" if taken else ""
+    return kind(
+        f"{component.name} exited with code {code} before it was ready{somebody}. The end of its log:\n{tail(log)}"
+    )
+
+
+def _is_taken(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 class Processes:
@@ -72,7 +95,8 @@ class Processes:
         """Start a component and wait until it is ready.
 
         Raises:
-            StartFailed: it exited, or was not ready after `seconds`.
+            PortTaken: it exited because somebody else listens where it should.
+            StartFailed: it exited for another reason, or was not ready after `seconds`.
         """
         self.launch(component)
         self.wait_ready(component, seconds)
@@ -92,16 +116,17 @@ class Processes:
             raise StartFailed(f"{component.name} was not started: {answer['error']}")
 
     def wait_ready(self, component: Component, seconds: float) -> None:
-        """Wait until a launched component is ready."""
+        """Wait until a launched component is ready.
+
+        Raises:
+            StartFailed, PortTaken: as `start`.
+        """
         deadline = time.monotonic() + seconds
         missing = ""
         while time.monotonic() < deadline:
             code = self.exit_code(component.name)
             if code is not None:
-                raise StartFailed(
-                    f"{component.name} exited with code {code} before it was ready. "
-                    f"The end of its log:\n{tail(self.logs(component.name))}"
-                )
+                raise _early_exit(component, code, self.logs(component.name))
             missing = component.ready()
             if not missing:
                 return
@@ -121,13 +146,17 @@ class Processes:
         pid: int = self._answered(op="status", name=name)["pid"]
         return pid
 
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a signal, where it still runs."""
+        self._answered(op="signal", name=name, signal=int(number))
+
     def end(self, name: str, number: signal.Signals, seconds: float = 20.0) -> None:
         """Send a signal and wait until the component has ended; SIGKILL where it has not."""
-        self._answered(op="signal", name=name, signal=int(number))
+        self.send(name, number)
         deadline = time.monotonic() + seconds
         while self.exit_code(name) is None:
             if time.monotonic() > deadline:
-                self._answered(op="signal", name=name, signal=int(signal.SIGKILL))
+                self.send(name, signal.SIGKILL)
                 deadline += seconds
             time.sleep(0.01)
 

@@ -79,7 +79,8 @@ def _instructions(cluster: DemoCluster) -> list[str]:
         *lines,
         f"kubectl apply -f {here}",
         "kubectl get ftj -w",
-        f"# logs of pods: {cluster.node.log_path('*')}; of the operator: {cluster.folder / 'operator.log'}",
+        "kubectl logs -f -l finetune.dev/job=NAME",
+        f"# the operator's log: {cluster.folder / 'operator.log'}",
     ]
 
 

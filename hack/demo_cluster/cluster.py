@@ -26,6 +26,7 @@ from finetune_operator.local.run_directory import RunDirectory
 from finetune_operator.local.seaweed import REGION, SeaweedServer
 from finetune_operator.model_config import DEFAULT_ENDPOINT
 
+from .deployment import OperatorDeployment
 from .node import Node
 from .node_thread import NodeThread
 from .operator_process import OperatorProcess
@@ -57,8 +58,8 @@ class DemoError(ControlPlaneError):
 class Options:
     """What a demo cluster is made of."""
 
-    crd: Path
-    """File with the CRD of FineTuneJobs."""
+    crd: Path | None
+    """File with the CRD of FineTuneJobs; None: neither it nor the operator is there, for whoever installs both."""
     mirror: Path | None = None
     """Folder with `<organisation>/<name>` folders that are used for hf:// models."""
     data: Path | None = None
@@ -76,7 +77,7 @@ class Options:
 class DemoCluster:
     """Control plane, S3 server, node and operator. It ends with this process, however that ends.
 
-    Start it from the main thread: S3 server and operator end with the thread that started them.
+    Start it from the main thread: the S3 server ends with the thread that started it.
     """
 
     def __init__(self, options: Options, *, binaries: Binaries | None = None, may_build: bool = True) -> None:
@@ -86,7 +87,7 @@ class DemoCluster:
         self.plane = ControlPlane(
             controller_manager=True,
             training_operator=True,
-            crds=[options.crd],
+            crds=[options.crd] if options.crd else [],
             binaries=binaries,
             may_build=may_build,
             progress=options.progress,
@@ -94,7 +95,7 @@ class DemoCluster:
         self._stack = contextlib.ExitStack()
         self._thread: NodeThread | None = None
         self._s3: SeaweedServer | None = None
-        self._operator: OperatorProcess | None = None
+        self._operator: OperatorDeployment | None = None
 
     def __enter__(self) -> Self:
         return self.up()
@@ -116,14 +117,20 @@ class DemoCluster:
         return self._thread.node
 
     @property
+    def hub_url(self) -> str:
+        """Where the operator finds the `config.json` of hub models."""
+        assert self._thread is not None
+        return self._thread.hub_url
+
+    @property
     def s3(self) -> SeaweedServer:
         """The S3 server."""
         assert self._s3 is not None
         return self._s3
 
     @property
-    def operator(self) -> OperatorProcess:
-        """The operator's process."""
+    def operator(self) -> OperatorDeployment:
+        """The operator."""
         assert self._operator is not None
         return self._operator
 
@@ -134,15 +141,15 @@ class DemoCluster:
             ControlPlaneError, SeaweedError: a part did not start; the message says why.
         """
         self._stack.callback(self.plane.stop)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
             self.plane.up()
             self.folder.mkdir()
             self._step("S3 server", self._start_s3)
             self._step("node", self._start_node)
-            self._step("operator", self._start_operator)
-        except BaseException:
-            self.stop()
-            raise
+            if self._options.crd is not None:
+                self._step("operator", self._start_operator)
+            undo.pop_all()
         return self
 
     def stop(self) -> None:
@@ -155,8 +162,8 @@ class DemoCluster:
             code = self.plane.exit_code(name)
             if code is not None:
                 return f"{name} ended with code {code}:\n{_tail(self.plane.logs(name))}"
-        if self.operator.exit_code is not None:
-            return f"the operator ended with code {self.operator.exit_code}:\n{_tail(self.operator.logs())}"
+        if self._operator is not None and self._operator.failure is not None:
+            return f"the operator ended with code {self._operator.failure}:\n{_tail(self._operator.logs())}"
         if self._thread is not None and self._thread.failure is not None:
             return f"the node ended: {self._thread.failure!r}"
         return ""
@@ -211,6 +218,7 @@ class DemoCluster:
             this_machine(RunOptions(folder, model_mirror=mirror), RunDirectory(folder), environment),
             gpus=GpuPool(gpus, GPU_RESOURCE),
             folder=folder,
+            pki=self.plane.kubeconfig.parent / "pki",
             mirror=mirror,
             hub=None if offline else os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
         )
@@ -247,10 +255,9 @@ class DemoCluster:
             }
         )
         metrics_port, progress_port = _free_ports(2)
-        assert self._thread is not None
         settings = {
             "KUBECONFIG": str(self.plane.service_account_kubeconfig(OPERATOR_NAMESPACE, rbac.NAME)),
-            "HF_ENDPOINT": self._thread.hub_url,
+            "HF_ENDPOINT": self.hub_url,
             "FINETUNE_NAMESPACE": OPERATOR_NAMESPACE,
             "FINETUNE_LISTEN_ADDRESS": "127.0.0.1",
             "FINETUNE_METRICS_PORT": str(metrics_port),
@@ -267,7 +274,8 @@ class DemoCluster:
             "FINETUNE_TRAINER__S3_REGION": REGION,
             "FINETUNE_TRAINER__S3_SECRET": S3_SECRET,
         }
-        self._operator = OperatorProcess(settings, log=self.folder / "operator.log", metrics_port=metrics_port)
+        process = OperatorProcess(settings, log=self.folder / "operator.log", metrics_port=metrics_port)
+        self._operator = OperatorDeployment(process)
         self._stack.callback(self._operator.stop)
         self._operator.start()
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from controlplane import ApiError
+from finetune_operator.constants import CONTAINER
 from finetune_operator.local.gpus import GpuPool
 from finetune_operator.local.node_agent import NodeAgent
 from finetune_operator.local.process_plan import Machine
 from finetune_operator.times import rfc3339
 
 from .api import JSON, STRATEGIC_MERGE, ApiClient, Manifest, is_passing
+from .log_server import LogServer
 from .node_api import KubernetesNodeApi
 from .pod_view import ADDRESS
 from .pods import PodCache
@@ -41,6 +43,7 @@ class Node:
         *,
         gpus: GpuPool,
         folder: Path,
+        pki: Path,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -50,6 +53,7 @@ class Node:
             machine: what stands in an image's place.
             gpus: real GPUs to hand out.
             folder: gets `pods/` and `logs/`.
+            pki: see `LogServer`.
             clock: seconds since the epoch.
         """
         self._api = api
@@ -60,6 +64,7 @@ class Node:
         self._node_api = KubernetesNodeApi(api, self._cache, facts.name, clock)
         self._agent = NodeAgent(self._node_api, machine, folder=folder, node=facts.name, gpus=gpus, clock=clock)
         self._agent.on_change(self._changed.set)
+        self._logs = LogServer(self._log, lambda pod: pod in self.pids(), pki)
         self._tokens = TokenRenewal(self._node_api.read, self._agent.volume_path, clock)
         # Bound here, where the cache may not show it yet.
         self._placed: set[str] = set()
@@ -77,7 +82,8 @@ class Node:
 
         ready: called once pods are taken.
         """
-        await self._register()
+        logs = await self._logs.start()
+        await self._register(logs.addresses[0][1])
         following = asyncio.create_task(self._cache.run(), name="pods")
         try:
             while True:
@@ -95,6 +101,13 @@ class Node:
             await self._agent.close()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+            await logs.cleanup()
+
+    def _log(self, pod: str, container: str) -> Path | None:
+        paths = [self._agent.log_path(pod, container)]
+        if container == CONTAINER:
+            paths.append(self._agent.log_path(pod))
+        return next((path for path in paths if path.parent == self.log_path("x").parent and path.is_file()), None)
 
     async def _sync(self) -> None:
         try:
@@ -104,8 +117,11 @@ class Node:
             # One pod's: the agent has let go of it, and looks at it anew.
             log.warning("%s", error)
 
-    async def _register(self) -> None:
-        """Create the node, as a kubelet does. No other controller has to vouch for it, so its taint goes at once."""
+    async def _register(self, port: int) -> None:
+        """Create the node, as a kubelet does. No other controller has to vouch for it, so its taint goes at once.
+
+        port: where it serves logs.
+        """
         facts = self._facts
         await self._insist("POST", _NODES, {"metadata": {"name": facts.name, "labels": dict(facts.labels)}})
         path = f"{_NODES}/{facts.name}"
@@ -116,6 +132,7 @@ class Node:
             "addresses": [{"type": "InternalIP", "address": ADDRESS}, {"type": "Hostname", "address": facts.name}],
             "allocatable": dict(facts.capacity),
             "capacity": dict(facts.capacity),
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
             "conditions": [{**ready, "lastHeartbeatTime": now, "lastTransitionTime": now}],
         }
         await self._insist("PATCH", f"{path}/status", {"status": status}, STRATEGIC_MERGE)

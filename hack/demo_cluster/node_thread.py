@@ -28,6 +28,7 @@ class NodeThread:
         *,
         gpus: GpuPool,
         folder: Path,
+        pki: Path,
         mirror: Path | None,
         hub: str | None,
     ) -> None:
@@ -37,6 +38,7 @@ class NodeThread:
         self._machine = machine
         self._gpus = gpus
         self._folder = folder
+        self._pki = pki
         self._mirror = mirror
         self._hub = hub
         self._ready = threading.Event()
@@ -86,7 +88,7 @@ class NodeThread:
         self.hub_url = f"http://127.0.0.1:{hub.addresses[0][1]}"
         try:
             async with ApiClient(self._kubeconfig) as api:
-                self._node = Node(api, self._facts, self._machine, gpus=self._gpus, folder=self._folder)
+                self._node = Node(api, self._facts, self._machine, gpus=self._gpus, folder=self._folder, pki=self._pki)
                 await self._node.run(self._ready.set)
         finally:
             await hub.cleanup()

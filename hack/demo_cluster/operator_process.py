@@ -51,9 +51,20 @@ class OperatorProcess:
 
     def start(self) -> None:
         """Start it, and return once it is ready. Raises StartFailed with the end of its log."""
+        process = self.launch()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                end = "\n".join(self.logs().splitlines()[-15:])
+                raise StartFailed(f"the operator did not become ready. The end of its log:\n{end}")
+            time.sleep(0.05)
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start it, and do not wait."""
         program = [sys.executable, "-m", "finetune_operator.main"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 die_with_parent.command(os.getpid(), program),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -61,13 +72,7 @@ class OperatorProcess:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for the program that stops it
             )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                end = "\n".join(self.logs().splitlines()[-15:])
-                raise StartFailed(f"the operator did not become ready. The end of its log:\n{end}")
-            time.sleep(0.05)
+        return process
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL."""

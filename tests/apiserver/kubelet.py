@@ -1,20 +1,20 @@
-"""A node whose pods run nothing: they go through their phases as a script says."""
+"""A kubelet whose pods run nothing: they go through their phases as a script says."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from controlplane import ApiError
 from controlplane.api import Client
 from finetune_operator import constants as c
 from finetune_operator.times import rfc3339
 from finetune_trainer.contract import ExitCode, RunResult, TerminationMessage
+from tests.apiserver.looping import Looping
+from tests.apiserver.nodes import Nodes
 
 MERGE_PATCH = "application/merge-patch+json"
 _CONTAINER = {"name": c.CONTAINER, "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
@@ -31,6 +31,8 @@ class Outcome:
     reason: str = "Scripted"
     condition: Mapping[str, str] = field(default_factory=dict)
     """Of the pod when it ends, such as a DisruptionTarget."""
+    stops: float = 0.0
+    """How long it saves a checkpoint when it is asked to stop, before it ends with 75."""
 
 
 SUCCESS = Outcome()
@@ -40,48 +42,67 @@ Script = Callable[[str, int], Outcome]
 """Name of a job and number of an attempt to what becomes of it."""
 
 
-class Kubelet:
+class Kubelet(Looping):
     """Polls for pods and tells about them, in a thread of its own."""
 
-    def __init__(self, api: Client, script: Script, namespaces: tuple[str, ...] = ("default",)) -> None:
+    def __init__(
+        self,
+        api: Client,
+        script: Script,
+        namespaces: tuple[str, ...] = ("default",),
+        nodes: Nodes | None = None,
+    ) -> None:
+        """
+        Args:
+            nodes: where pods are bound to; without them they run nowhere in particular, and end with their deletion,
+                whatever their grace period.
+        """
+        super().__init__("kubelet", seconds=0.1)
         self._api = api
+        self._nodes = nodes
         self._script = script
         self._namespaces = namespaces
         self._since: dict[str, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kubelet", daemon=True)
+        self._asked: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.1):
-            for namespace in self._namespaces:
-                path = f"/api/v1/namespaces/{namespace}/pods"
-                # An API server that is being restarted is there again in a moment.
-                with contextlib.suppress(ApiError):
-                    for pod in self._api.request("GET", path)["items"]:
-                        self._step(path, pod)
+    def turn(self) -> None:
+        """Look at every pod."""
+        for namespace in self._namespaces:
+            path = f"/api/v1/namespaces/{namespace}/pods"
+            # An API server that is being restarted is there again in a moment.
+            with contextlib.suppress(ApiError):
+                for pod in self._api.request("GET", path)["items"]:
+                    self._step(path, pod)
 
     def _step(self, path: str, pod: dict[str, Any]) -> None:
         meta, phase = pod["metadata"], pod["status"].get("phase", "Pending")
         labels = meta.get("labels") or {}
-        if c.LABEL_JOB not in labels or phase in ("Succeeded", "Failed") or "deletionTimestamp" in meta:
+        if c.LABEL_JOB not in labels:
+            return
+        if self._nodes is not None and not self._nodes.have(path, pod):
             return
         outcome = self._script(labels[c.LABEL_JOB], int(labels[c.LABEL_ATTEMPT]))
+        if "deletionTimestamp" in meta:
+            self._stop_pod(path, pod, outcome)
+            return
+        if phase in ("Succeeded", "Failed"):
+            return
         if phase == "Pending":
             self._since[meta["uid"]] = time.monotonic()
             self._write(path, pod, "Running", {"running": {"startedAt": rfc3339(time.time())}})
         elif outcome.code is not None and time.monotonic() - self._since[meta["uid"]] >= outcome.seconds:
             ended = "Succeeded" if outcome.code == 0 else "Failed"
             self._write(path, pod, ended, {"terminated": _terminated(labels, outcome)}, outcome.condition)
+
+    def _stop_pod(self, path: str, pod: dict[str, Any], outcome: Outcome) -> None:
+        """As a kubelet does it: SIGTERM, then how that ended, then the pod's end."""
+        if self._nodes is None:
+            return
+        now = time.monotonic()
+        if pod["status"].get("phase") != "Running":
+            self._nodes.confirm(path, pod)
+        elif now - self._asked.setdefault(pod["metadata"]["uid"], now) >= outcome.stops:
+            self._write(path, pod, "Failed", {"terminated": _terminated(pod["metadata"]["labels"], PREEMPTED)})
 
     def _write(
         self,
@@ -91,9 +112,15 @@ class Kubelet:
         state: dict[str, Any],
         condition: Mapping[str, str] | None = None,
     ) -> None:
-        status: dict[str, Any] = {"phase": phase, "containerStatuses": [{**_CONTAINER, "state": state}]}
+        ready = "True" if phase == "Running" else "False"
+        conditions = [{"type": kind, "status": ready} for kind in ("ContainersReady", "Ready")]
         if condition:
-            status["conditions"] = [{"status": "True", **condition}]
+            conditions.append({"status": "True", **condition})
+        status = {
+            "phase": phase,
+            "conditions": conditions,
+            "containerStatuses": [{**_CONTAINER, "state": state}],
+        }
         with contextlib.suppress(ApiError):
             self._api.request("PATCH", f"{path}/{pod['metadata']['name']}/status", _json(status), MERGE_PATCH)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +29,12 @@ from controlplane import (
     StartFailed,
     find_binaries,
     needed,
+    prepare,
 )
 from controlplane import __file__ as package_file
+from controlplane.errors import PortTaken
+from controlplane.processes import Component, Processes
+from tests import waiting
 
 pytestmark = pytest.mark.apiserver
 
@@ -51,14 +56,7 @@ def plane(binaries: Binaries) -> Iterator[ControlPlane]:
         yield running
 
 
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
-    """The first result that is neither None nor empty."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.05)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
+eventually = partial(waiting.eventually, seconds=30.0)
 
 
 def kubectl(plane: ControlPlane, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -135,7 +133,7 @@ def test_a_service_account_may_do_only_what_a_role_grants(plane: ControlPlane) -
     def may_list() -> bool:
         return kubectl(plane, "get", "pods", kubeconfig=kubeconfig).returncode == 0
 
-    eventually(may_list, "the role binding takes effect")
+    eventually(may_list, what="the role binding takes effect")
 
 
 def test_an_unknown_service_account_is_an_error(plane: ControlPlane) -> None:
@@ -164,9 +162,9 @@ def test_a_restricted_namespace_refuses_a_privileged_pod(plane: ControlPlane) ->
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     plane.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": "restricted", "labels": labels}})
     account = "/api/v1/namespaces/restricted/serviceaccounts/default"
-    eventually(partial(served, plane, account), "the namespace gets its service account")
+    eventually(partial(served, plane, account), what="the namespace gets its service account")
     certificate = "/api/v1/namespaces/restricted/configmaps/kube-root-ca.crt"
-    eventually(partial(served, plane, certificate), "the namespace gets the root certificate")
+    eventually(partial(served, plane, certificate), what="the namespace gets the root certificate")
     container = {"name": "c", "image": "i", "securityContext": {"privileged": True}}
     pod = {"metadata": {"name": "privileged"}, "spec": {"containers": [container]}}
     with pytest.raises(ApiError, match="violates PodSecurity") as caught:
@@ -177,9 +175,9 @@ def test_a_restricted_namespace_refuses_a_privileged_pod(plane: ControlPlane) ->
 def test_a_pytorch_job_from_its_creation_to_its_deletion(plane: ControlPlane) -> None:
     plane.api.request("POST", JOBS, pytorch_job("life", workers=1))
     names = ["life-master-0", "life-worker-0"]
-    eventually(lambda: pods_of(plane, "life") == names, "the training operator creates both pods")
+    eventually(lambda: pods_of(plane, "life") == names, what="the training operator creates both pods")
     for name in names:
-        eventually(partial(served, plane, f"/api/v1/namespaces/default/services/{name}"), f"the service {name}")
+        eventually(partial(served, plane, f"/api/v1/namespaces/default/services/{name}"), what=f"the service {name}")
     master = plane.api.request("GET", f"{PODS}/life-master-0")
     environment = {item["name"]: item.get("value") for item in master["spec"]["containers"][0]["env"]}
     assert environment["WORLD_SIZE"] == "2" and environment["PET_NODE_RANK"] == "0"
@@ -188,21 +186,21 @@ def test_a_pytorch_job_from_its_creation_to_its_deletion(plane: ControlPlane) ->
 
     for name in names:
         set_phase(plane, name, "Running")
-    eventually(lambda: job_condition(plane, "life", "Running"), "the job is Running")
+    eventually(lambda: job_condition(plane, "life", "Running"), what="the job is Running")
     # The master last: once it has succeeded the training operator deletes workers that still run.
     for name in reversed(names):
         set_phase(plane, name, "Succeeded", 0)
-    eventually(lambda: job_condition(plane, "life", "Succeeded"), "the job is Succeeded")
+    eventually(lambda: job_condition(plane, "life", "Succeeded"), what="the job is Succeeded")
 
     plane.api.request("DELETE", f"{JOBS}/life")
-    eventually(lambda: not pods_of(plane, "life"), "the pods are garbage-collected")
+    eventually(lambda: not pods_of(plane, "life"), what="the pods are garbage-collected")
 
 
 def test_a_failed_pod_fails_its_job(plane: ControlPlane) -> None:
     plane.api.request("POST", JOBS, pytorch_job("failing"))
-    eventually(lambda: pods_of(plane, "failing"), "the pod is created")
+    eventually(lambda: pods_of(plane, "failing"), what="the pod is created")
     set_phase(plane, "failing-master-0", "Failed", 65)
-    eventually(lambda: job_condition(plane, "failing", "Failed"), "the job is Failed")
+    eventually(lambda: job_condition(plane, "failing", "Failed"), what="the job is Failed")
 
 
 def test_the_training_operators_webhook_is_in_force(plane: ControlPlane) -> None:
@@ -219,19 +217,19 @@ def test_restarts_keep_address_and_data(plane: ControlPlane) -> None:
     plane.kill(ETCD)
     assert plane.exit_code(ETCD) == -signal.SIGKILL
     plane.start(ETCD)
-    eventually(partial(served, plane, path), "the API server finds etcd and the data again")
+    eventually(partial(served, plane, path), what="the API server finds etcd and the data again")
     assert plane.url == url
 
 
 def test_jobs_of_a_time_without_training_operator_are_picked_up(plane: ControlPlane) -> None:
     plane.api.request("POST", JOBS, pytorch_job("waiting"))
-    eventually(lambda: pods_of(plane, "waiting"), "the pod is created")
+    eventually(lambda: pods_of(plane, "waiting"), what="the pod is created")
     plane.kill(TRAINING_OPERATOR)
     plane.kill(CONTROLLER_MANAGER)
     set_phase(plane, "waiting-master-0", "Succeeded", 0)
     plane.start(TRAINING_OPERATOR)
     plane.start(CONTROLLER_MANAGER)
-    eventually(lambda: job_condition(plane, "waiting", "Succeeded"), "the new operator sees the pod's end")
+    eventually(lambda: job_condition(plane, "waiting", "Succeeded"), what="the new operator sees the pod's end")
 
 
 def test_names_of_components_are_checked(plane: ControlPlane) -> None:
@@ -277,8 +275,8 @@ def test_nothing_is_left_after_the_owner_is_killed(alone: Binaries) -> None:
         assert owner.stdout is not None
         started = json.loads(owner.stdout.readline())
         owner.kill()
-    eventually(lambda: all(gone(pid) for pid in started["pids"]), "the components end")
-    eventually(lambda: not Path(started["folder"]).exists(), "the folder is removed")
+    eventually(lambda: all(gone(pid) for pid in started["pids"]), what="the components end")
+    eventually(lambda: not Path(started["folder"]).exists(), what="the folder is removed")
 
 
 def test_nothing_is_left_after_the_guard_is_killed(alone: Binaries) -> None:
@@ -287,7 +285,7 @@ def test_nothing_is_left_after_the_guard_is_killed(alone: Binaries) -> None:
         pids = [plane.pid(name) for name in plane.names]
         stat = Path(f"/proc/{pids[0]}/stat").read_text(encoding="utf-8")
         os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
-        eventually(lambda: all(gone(pid) for pid in pids), "the components end")
+        eventually(lambda: all(gone(pid) for pid in pids), what="the components end")
         with pytest.raises(NotRunning, match="start a new one"):
             plane.exit_code(ETCD)
     assert not folder.exists()
@@ -296,6 +294,37 @@ def test_nothing_is_left_after_the_guard_is_killed(alone: Binaries) -> None:
 def test_a_failed_start_shows_the_end_of_the_log(alone: Binaries) -> None:
     with pytest.raises(StartFailed, match=r"(?s)kube-apiserver exited with code 1 .*--no-such-flag"):
         ControlPlane(binaries=alone, apiserver_flags=["--no-such-flag"]).up()
+
+
+@pytest.mark.parametrize("component", ["etcd", "operator_webhook"])  # the first and the last that listen
+def test_a_port_that_somebody_took_meanwhile_means_other_ports(
+    binaries: Binaries, monkeypatch: pytest.MonkeyPatch, component: str
+) -> None:
+    choose, said = prepare._free_ports, list[str]()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = iter([replace(choose(), **{component: taken.getsockname()[1]}), choose()])
+        monkeypatch.setattr(prepare, "_free_ports", lambda: next(chosen))
+        with ControlPlane(binaries=binaries, progress=said.append) as plane:
+            assert plane.api.missing("/readyz") == ""
+            assert all(plane.exit_code(name) is None for name in plane.names)
+    assert sum("once more, with other ports" in line for line in said) == 1, said
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_taken_port_is_seen_where_the_program_does_not_name_it(tmp_path: Path, listening: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not listening:
+            server.close()
+        processes = Processes(tmp_path / "plane")
+        silent = Component("silent", [sys.executable, "-c", "raise SystemExit(3)"], {}, lambda: "all", (port,))
+        try:
+            with pytest.raises(StartFailed, match="silent exited with code 3 before it was ready") as failed:
+                processes.start(silent, 30.0)
+        finally:
+            processes.close()
+    assert isinstance(failed.value, PortTaken) == listening
+    assert (f"somebody else listens on port {port}" in str(failed.value)) == listening
 
 
 def test_wrong_assets_are_an_error_and_not_passed_over(tmp_path: Path) -> None:

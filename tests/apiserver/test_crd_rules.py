@@ -6,8 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from controlplane import ApiError, Binaries, ControlPlane
 from finetune_operator.api import crd
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from tests import waiting
 from tests.unit.api.accepted_cases import ACCEPTED
 from tests.unit.api.change_cases import ALLOWED_CHANGES, CHANGES, IMMUTABLE_WORDS
 from tests.unit.api.field_cases import BROKEN_FIELDS, UNKNOWN_FIELDS
@@ -38,11 +39,7 @@ def plane(apiserver_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory
         yield running
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.1)
+eventually = partial(waiting.eventually, seconds=30.0)
 
 
 def create(plane: ControlPlane, data: dict[str, Any], query: str = DRY_RUN) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from controlplane import Binaries, ControlPlane
+from controlplane import ApiError, Binaries, ControlPlane
 from finetune_operator import constants as c
 from finetune_operator.api import crd
 from finetune_operator.constants import Reason
 from finetune_operator.kubernetes import rbac
 from finetune_trainer.contract import ExitCode
 from tests.apiserver.kubelet import NEVER_ENDS, PREEMPTED, SUCCESS, Kubelet, Outcome
-from tests.apiserver.world import SYSTEM, World, collection, eventually, jobs
+from tests.apiserver.world import SYSTEM, World, collection, jobs
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.apiserver
 
@@ -28,7 +29,6 @@ DISRUPTED = Outcome(143, condition={"type": "DisruptionTarget", "reason": "Preem
 SCRIPTS: dict[str, list[Outcome]] = {
     "suspended": [NEVER_ENDS, SUCCESS],
     "deadline": [NEVER_ENDS],
-    "stalled": [NEVER_ENDS, SUCCESS],
     "unlucky": [Outcome(ExitCode.INTERNAL)] * 2,
     "preempted": [PREEMPTED, DISRUPTED, SUCCESS],
     "memory": [Outcome(ExitCode.GPU_MEMORY), SUCCESS],
@@ -36,6 +36,8 @@ SCRIPTS: dict[str, list[Outcome]] = {
     "asked-again": [Outcome(ExitCode.DATA), SUCCESS],
     "reused": [NEVER_ENDS],
     "in-running": [NEVER_ENDS],
+    "in-restarting": [Outcome(ExitCode.INTERNAL)],
+    "in-failed": [Outcome(ExitCode.DATA)],
     "taken-by-configmaps": [NEVER_ENDS],
     "taken-by-pytorchjobs": [NEVER_ENDS],
 }
@@ -47,10 +49,24 @@ POLICY = {
 }
 
 
+SERVICE: dict[str, Any] = {
+    "metadata": {"name": "progress", "namespace": SYSTEM},
+    "spec": {"ports": [{"name": "progress", "port": 8443}]},
+}
+SLICE = f"/apis/discovery.k8s.io/v1/namespaces/{SYSTEM}/endpointslices/progress-ipv4"
+OWN = ("leases", "services", "endpointslices", "tokenreviews", None)
+"""What it asks for in its own namespace, or in none."""
 TYPES = {
     "configmaps": {"apiVersion": "v1", "kind": "ConfigMap"},
     "pytorchjobs": {"apiVersion": c.PYTORCHJOB_API_VERSION, "kind": c.PYTORCHJOB_KIND},
 }
+
+
+def _served(world: World, path: str) -> bool:
+    try:
+        return bool(world.api.request("GET", path))
+    except ApiError:
+        return False
 
 
 def script(job: str, number: int) -> Outcome:
@@ -74,8 +90,12 @@ def world(
     ) as plane:
         made = World(plane, folder)
         made.install(watched)
+        made.post(f"/api/v1/namespaces/{SYSTEM}/services", SERVICE)
         settings = {"FINETUNE_WATCH_NAMESPACES": ",".join(watched), "FINETUNE_LEADER_ELECTION": "true"}
-        with Kubelet(plane.api, script), made.operator(**settings):
+        settings |= {"FINETUNE_PROGRESS_SERVICE": SERVICE["metadata"]["name"]}
+        with made.operator(**settings, FINETUNE_ADDRESS="10.0.0.1"):
+            eventually(lambda: _served(made, SLICE))
+        with Kubelet(plane.api, script), made.operator(**settings, FINETUNE_ADDRESS="10.0.0.2"):
             yield made
         only_what_is_needed(log, watched)
 
@@ -89,7 +109,7 @@ def only_what_is_needed(log: Path, watched: tuple[str, ...]) -> None:
         assert event["responseStatus"]["code"] != 403, f"refused: {event['verb']} {event['requestURI']}"
         resource = "/".join(filter(None, (target.get("resource"), target.get("subresource"))))
         used.add((target.get("apiGroup", ""), resource, event["verb"]))
-        if watched and target.get("resource") not in ("leases", "tokenreviews", None):
+        if watched and target.get("resource") not in OWN:
             assert target.get("namespace") in watched, event["requestURI"]
     granted = {
         (rule.group, rule.resource, verb)
@@ -181,11 +201,24 @@ def test_one_more_try_is_asked_for_by_an_annotation(world: World) -> None:
     assert world.reaches("asked-again", "Succeeded")["attempts"]["current"] == 2
 
 
-@pytest.mark.parametrize("phase", ["Running", "Succeeded"])
+PHASES: dict[str, dict[str, Any]] = {
+    "Pending": {},
+    "Queued": {"scheduling": {"queue": "gpus"}},
+    "Suspended": {"runPolicy": {"suspend": True}},
+    "Running": {},
+    "Restarting": {},
+    "Succeeded": {},
+    "Failed": {},
+}
+"""Each with what brings a job into it."""
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_deletion_leaves_no_orphan(world: World, phase: str) -> None:
     name = f"in-{phase.lower()}"
-    world.create(name)
-    world.reaches(name, phase)
+    world.create(name, **PHASES[phase])
+    if phase != "Pending":
+        world.reaches(name, phase)
     world.delete(f"{jobs()}/{name}")
     began = time.monotonic()
     for kind in ("pytorchjobs", "configmaps", "pods"):

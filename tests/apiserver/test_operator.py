@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from controlplane import Binaries, ControlPlane
 from finetune_operator.api import crd
 from finetune_trainer.contract import ExitCode, RunResult, TerminationMessage
+from tests import waiting
 from tests.unit.api.manifests import manifest
 
 pytestmark = pytest.mark.apiserver
@@ -58,13 +60,7 @@ def operator(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> I
     assert "Traceback" not in log.read_text()
 
 
-def eventually(find: Callable[[], Any], seconds: float = 40.0) -> Any:
-    """What `find` gives, once it is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.1)
-    return found
+eventually = partial(waiting.eventually, seconds=40.0)
 
 
 def names(plane: ControlPlane, path: str) -> list[str]:

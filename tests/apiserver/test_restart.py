@@ -12,7 +12,8 @@ import pytest
 from controlplane import Binaries, ControlPlane
 from finetune_operator.api import crd
 from finetune_operator.constants import Reason
-from tests.apiserver.world import MERGE_PATCH, World, eventually, jobs
+from tests.apiserver.world import MERGE_PATCH, World, jobs
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(600)]
 

@@ -6,9 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from demo_cluster.operator_process import OperatorProcess
 from finetune_operator.kubernetes import rbac
 from tests.apiserver.api_proxy import ApiProxy, Upstream
 from tests.unit.api.manifests import manifest
+from tests.waiting import eventually
 
 SYSTEM = "finetune-system"
 MERGE_PATCH = "application/merge-patch+json"
@@ -31,15 +31,6 @@ SETTINGS = {
 KUBECTL = [str(Path(sys.executable).with_name("kubectl"))]
 
 
-def eventually(find: Callable[[], Any], seconds: float = 60.0, what: str = "") -> Any:
-    """What `find` gives, once it is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.1)
-    return found
-
-
 class World:
     """What the tests of this folder do."""
 
@@ -50,11 +41,11 @@ class World:
         self.probes = ""
         """Where the operator that was started last serves metrics and probes."""
 
-    def install(self, watched: tuple[str, ...] = ()) -> None:
+    def install(self, watched: tuple[str, ...] = (), *, dashboard: bool = False) -> None:
         """Namespace, account, roles."""
         for name in (SYSTEM, *watched):
             self.post("/api/v1/namespaces", {"metadata": {"name": name}})
-        for one in rbac.manifests(namespace=SYSTEM, watched=watched):
+        for one in rbac.manifests(namespace=SYSTEM, watched=watched, dashboard=dashboard):
             self.post(_collection(one), one)
 
     def post(self, path: str, body: Mapping[str, Any]) -> None:
@@ -77,16 +68,10 @@ class World:
 
     @contextmanager
     def operator(self, kubeconfig: Path | None = None, **settings: str) -> Iterator[OperatorProcess]:
-        """The operator as its ServiceAccount; its log holds no traceback when it ends."""
+        """The operator as its ServiceAccount; its log holds no traceback when it ends, and says what it is about."""
         path = kubeconfig or self.plane.service_account_kubeconfig(SYSTEM, rbac.NAME)
         port = free_port()
-        environment = {
-            **SETTINGS,
-            "KUBECONFIG": str(path),
-            "FINETUNE_METRICS_PORT": str(port),
-            "FINETUNE_PROGRESS_PORT": str(free_port()),
-            **settings,
-        }
+        environment = {**self.environment(path, port), **settings}
         self.probes = f"http://127.0.0.1:{port}"
         log = self.folder / f"operator-{port}.log"
         process = OperatorProcess(environment, log=log, metrics_port=port)
@@ -95,7 +80,17 @@ class World:
             yield process
         finally:
             process.stop()
-        assert "Traceback" not in process.logs(), process.logs()[-5000:]
+        before, traceback, after = process.logs().partition("Traceback")
+        assert not traceback, f"{before[-2000:]}{traceback}{after[:6000]}"
+        for line in map(json.loads, process.logs().splitlines()):
+            if line["logger"] == "finetune_operator.reconcile":
+                assert {"job", "uid", "attempt"} <= line.keys(), line
+
+    @staticmethod
+    def environment(kubeconfig: Path, port: int) -> dict[str, str]:
+        """Of an operator whose probes answer on a port."""
+        ports = {"FINETUNE_METRICS_PORT": str(port), "FINETUNE_PROGRESS_PORT": str(free_port())}
+        return {**SETTINGS, "KUBECONFIG": str(kubeconfig), **ports}
 
     def read(self, path: str) -> str:
         """`/metrics`, `/healthz` or `/readyz` of the operator."""

@@ -10,23 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from controlplane import Binaries, BinariesMissing, find_binaries, needed
+from controlplane import Binaries
 from demo_cluster import DemoCluster, Options
 from finetune_operator.api import crd
+from tests.apiserver.conftest import binaries
 from tests.e2e.world import World
 from tests.trainer_jobs import save_tiny_model, write_dataset
 
+__all__ = ["binaries", "no_secret_is_told", "world"]
+
 HF_TOKEN = "hf_plantedTokenThatNobodyMaySee"
 _JWT = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}")
-
-
-@pytest.fixture(scope="session")
-def binaries() -> Binaries:
-    """Found, not built: a build takes minutes and belongs where its progress is seen."""
-    try:
-        return find_binaries(needed(controller_manager=True, training_operator=True), may_build=False)
-    except BinariesMissing as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,15 @@ def test_a_job_from_apply_to_its_adapter(world: World, tmp_path: Path) -> None:
     reasons = {one["reason"] for one in world.get("events")["items"] if one["involvedObject"]["name"] == "whole"}
     assert {"AttemptCreated", "TrainingSucceeded"} <= reasons
 
+    # Deleted and synced again, it is another object of the same spec: the result is there, and nothing is trained.
+    world.kubectl("delete", "ftj", "whole")
+    world.apply("whole", model={"tokenSecretRef": {"name": "hf", "key": "token"}})
+    again = world.wait("whole", "Succeeded")
+    assert again["result"] == status["result"]
+    assert "loss" not in again["progress"], "no step was made"
+    told = next(one["message"] for one in again["conditions"] if one["type"] == "Succeeded")
+    assert told.startswith("nothing was trained"), told
+
 
 def assert_only_the_status_was_written(world: World, applied: dict[str, Any]) -> None:
     """`managedFields` name who wrote what."""
@@ -116,11 +125,11 @@ def assert_only_the_status_was_written(world: World, applied: dict[str, Any]) ->
 
 def test_suspend_keeps_the_checkpoint_and_resume_goes_on_from_it(world: World) -> None:
     job = world.apply("pause", training=LONG_ENOUGH)
-    eventually(lambda: world.step("pause") >= 1, "it trains")
+    eventually(lambda: world.step("pause") >= 1, what="it trains")
     world.patch("pause", suspend=True)
     suspended = world.wait("pause", "Suspended")
     assert suspended["phase"] == "Suspended" and suspended["attempts"]["retries"] == 0
-    eventually(lambda: not world.names("pods", "pause"), "the pods are gone")
+    eventually(lambda: not world.names("pods", "pause"), what="the pods are gone")
     kept = world.objects(f"s3://models/pause/runs/{job['metadata']['uid']}/checkpoints")
     assert any(key.endswith("manifest.json") for key in kept), kept
     time.sleep(1)
@@ -136,9 +145,9 @@ def test_suspend_keeps_the_checkpoint_and_resume_goes_on_from_it(world: World) -
 
 def test_a_killed_trainer_is_followed_by_an_attempt_that_resumes(world: World) -> None:
     world.apply("crash", training=LONG_ENOUGH, runPolicy={"retries": 1})
-    eventually(lambda: world.step("crash") >= 25, "a checkpoint")
+    eventually(lambda: world.step("crash") >= 25, what="a checkpoint")
     trainer_of(world, "crash-1-master-0").send_signal(signal.SIGKILL)
-    eventually(lambda: world.status("crash")["attempts"]["current"] == 2, "a second attempt")
+    eventually(lambda: world.status("crash")["attempts"]["current"] == 2, what="a second attempt")
     lost = world.status("crash")["attempts"]
     assert lost["retries"] == 1 and lost["preemptions"] == 0
     assert lost["last"]["exitCode"] == 137 and lost["last"]["pod"] == "crash-1-master-0"
@@ -151,7 +160,7 @@ def test_delete_while_running_ends_every_process_and_leaves_no_child(world: Worl
     grace = 10
     training, scheduling = {"maxSteps": 100_000}, {"terminationGracePeriodSeconds": grace}
     world.apply("gone", training=training, scheduling=scheduling)
-    eventually(lambda: world.step("gone") >= 1, "it trains")
+    eventually(lambda: world.step("gone") >= 1, what="it trains")
     uid = world.get("pod", "gone-1-master-0")["metadata"]["uid"]
     processes = world.processes("gone-1-master-0")
     assert len(processes) >= 3, "the pod's first process, the launcher and the trainer"
@@ -163,7 +172,7 @@ def test_delete_while_running_ends_every_process_and_leaves_no_child(world: Worl
         found = [name for kind in kinds for name in world.names(kind, "gone")]
         return found + world.kubectl("get", "svc", "-o", "name").split().count("service/gone-1-master-0") * ["service"]
 
-    eventually(lambda: not children(), "no child is left", grace + 10)
+    eventually(lambda: not children(), what="no child is left", seconds=grace + 10)
     assert time.monotonic() - deleted < grace + 10
     assert all(has_ended(one) for one in processes) and not list(marked(uid))
     world.kubectl("get", "ftj", "gone", fails=True)
@@ -212,7 +221,7 @@ def test_the_stock_kubeflow_callback_of_a_users_own_image_reports(world: World) 
     overlay = {"name": "pytorch", "command": command}
     trainer = {"image": "registry.example/own:1", "podTemplate": {"spec": {"containers": [overlay]}}}
     world.apply("own", trainer=trainer)
-    eventually(lambda: world.step("own") > 0, "the callback reports a step")
+    eventually(lambda: world.step("own") > 0, what="the callback reports a step")
     status = world.wait("own", "Succeeded")
     assert status["progress"]["percent"] == 100 and status["progress"]["totalSteps"] == 20
     assert status["progress"]["loss"] > 0

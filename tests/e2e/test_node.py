@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import time
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
@@ -47,7 +50,7 @@ def phase(world: World, pod: str) -> str:
 
 
 def prints(world: World, pod: str, text: str) -> None:
-    eventually(lambda: text in world.log(pod), f"{pod} says {text}")
+    eventually(lambda: text in world.log(pod), what=f"{pod} says {text}")
 
 
 def test_a_pod_starts_soon_and_a_worker_finds_its_master(world: World) -> None:
@@ -66,7 +69,7 @@ else:
             time.sleep(0.05)
 """
     master = start(world, "meet", source, workers=1)
-    eventually(lambda: world.kubectl("get", "pod", "meet-worker-0", "--ignore-not-found"), "the pods are created")
+    eventually(lambda: world.kubectl("get", "pod", "meet-worker-0", "--ignore-not-found"), what="the pods are created")
     world.kubectl("wait", "pytorchjob", "meet", "--for=condition=Succeeded", "--timeout=60s")
     assert "met b'worker'" in world.log(master)
     pod = world.get("pod", master)
@@ -95,11 +98,11 @@ def test_a_pod_that_does_not_fit_says_why(
         conditions = world.get("pod", pod)["status"].get("conditions") or []
         return "".join(one["message"] for one in conditions if one.get("reason") == "Unschedulable")
 
-    eventually(lambda: world.kubectl("get", "pod", pod, "--ignore-not-found"), "the pod is created")
-    assert eventually(said, "the reason stands in the pod's status") == f"0/1 nodes are available: {message}"
+    eventually(lambda: world.kubectl("get", "pod", pod, "--ignore-not-found"), what="the pod is created")
+    assert eventually(said, what="the reason stands in the pod's status") == f"0/1 nodes are available: {message}"
     # Not bound, so nobody has to confirm that it has stopped.
     world.kubectl("delete", "pytorchjob", name)
-    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), "the pod goes")
+    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), what="the pod goes")
 
 
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
@@ -116,7 +119,7 @@ def test_a_deleted_pod_has_its_grace_period_and_no_more(world: World) -> None:
     prints(world, pod, "up")
     uid, began = world.get("pod", pod)["metadata"]["uid"], time.monotonic()
     world.kubectl("delete", "pytorchjob", "stubborn")
-    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), "it is gone", 20)
+    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), what="it is gone", seconds=20)
     assert time.monotonic() - began >= 2.9, "it was not given its grace period"
     assert not list(marked(uid))
 
@@ -125,7 +128,7 @@ def test_a_pod_that_stops_when_asked_is_gone_at_once(world: World) -> None:
     pod = start(world, "saving", SAVING, grace=100)
     prints(world, pod, "up")
     world.kubectl("delete", "pytorchjob", "saving")
-    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), "it is gone", 30)
+    eventually(lambda: not world.kubectl("get", "pod", pod, "--ignore-not-found"), what="it is gone", seconds=30)
     assert "saved" in world.log(pod)
 
 
@@ -136,7 +139,7 @@ def test_a_pod_taken_away_by_force_is_killed(world: World) -> None:
     uid = world.get("pod", pod)["metadata"]["uid"]
     world.kubectl("delete", "pytorchjob", "force", "--cascade=orphan")
     world.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
-    eventually(lambda: not list(marked(uid)), "no process is left", 20)
+    eventually(lambda: not list(marked(uid)), what="no process is left", seconds=20)
     assert has_ended(init)
 
 
@@ -153,6 +156,8 @@ def test_a_killed_process_fails_its_pod_with_137(world: World) -> None:
 def test_a_token_is_renewed_before_it_expires(world: World) -> None:
     source = """
 import time
+import urllib.error
+import urllib.request
 def token():
     with open("/var/run/tokens/token") as file:
         return file.read()
@@ -193,10 +198,10 @@ def test_a_pods_end_while_the_api_server_is_away_is_not_lost(world: World) -> No
     plane = world.cluster.plane
     plane.kill("kube-apiserver")
     go.touch()
-    eventually(lambda: all(has_ended(one) for one in processes), "the processes end, and nobody can be told")
+    eventually(lambda: all(has_ended(one) for one in processes), what="the processes end, and nobody can be told")
     plane.start("kube-apiserver")
-    eventually(lambda: phase(world, pods[0]) == "Succeeded", "the good end is told")
-    eventually(lambda: phase(world, pods[1]) == "Failed", "the bad end is told")
+    eventually(lambda: phase(world, pods[0]) == "Succeeded", what="the good end is told")
+    eventually(lambda: phase(world, pods[1]) == "Failed", what="the bad end is told")
     ended = world.get("pod", pods[1])["status"]["containerStatuses"][0]["state"]["terminated"]
     assert ended["exitCode"] == 65
 
@@ -212,3 +217,20 @@ def test_pods_live_on_through_a_restart_of_the_api_server(world: World) -> None:
     # And the node sees what comes after it.
     world.kubectl("delete", "pod", pod, "--timeout=60s")
     assert all(has_ended(one) for one in processes)
+
+
+def test_kubectl_logs(world: World) -> None:
+    source = "import time; [print('line', n, flush=True) or time.sleep(0.3) for n in range(8)]"
+    pod = start(world, "chatty", source)
+    prints(world, pod, "line 0")
+    lines = [f"line {n}" for n in range(8)]
+    assert world.kubectl("logs", "-f", pod).splitlines() == lines, "until it ends"
+    assert world.kubectl("logs", "--tail=2", pod).splitlines() == lines[-2:]
+    assert world.kubectl("logs", "--limit-bytes=9", pod) == "line 0\nli"
+    assert "timestamps is not to be had" in world.kubectl("logs", "--timestamps", pod, fails=True)
+    port = world.get("node", "this-machine")["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+    url = f"https://127.0.0.1:{port}/containerLogs/default/{pod}/pytorch"
+    context = ssl.create_default_context(cafile=str(world.cluster.plane.kubeconfig.parent / "pki" / "ca.crt"))
+    with pytest.raises(OSError) as refused:
+        urllib.request.urlopen(url, context=context, timeout=5).read()
+    assert not isinstance(refused.value, urllib.error.HTTPError), "nobody without a certificate is even answered"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import yaml
 from demo_cluster import DemoCluster
 from finetune_operator.local.buckets import s3_client
 from finetune_operator.local.seaweed import REGION
+from tests import waiting
 from tests.builders import deep_merged
 
 T = TypeVar("T")
@@ -27,13 +28,7 @@ MARK = "FINETUNE_POD_MARK"
 """Variable by which the node marks the processes of a pod."""
 
 
-def eventually(find: Callable[[], T | None], what: str, seconds: float = SECONDS) -> T:
-    """What `find` gives, once it is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.1)
-    return found
+eventually = partial(waiting.eventually, seconds=SECONDS)
 
 
 class World:
