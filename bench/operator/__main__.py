@@ -18,7 +18,7 @@ from bench.operator.process import Process
 from controlplane import ControlPlane, find_binaries, needed
 from finetune_operator.api import crd
 
-CONTENDERS = ("floor", "operator")
+CONTENDERS = ("floor", "frameworks", "operator")
 
 
 def main() -> None:
@@ -92,6 +92,7 @@ def _starts(kubeconfig: Path, folder: Path) -> dict[str, Callable[[], Process]]:
     }
     return {
         "floor": lambda: Process([sys.executable, "-m", "bench.operator.floor"], floor, "ready"),
+        "frameworks": lambda: Process([sys.executable, "-m", "bench.operator.frameworks"], floor, "ready"),
         "operator": lambda: Process([sys.executable, "-m", "finetune_operator.main"], operator, '"watching"'),
     }
 
@@ -104,9 +105,9 @@ def _told(title: str, found: dict[str, list[Any]]) -> dict[str, Any]:
     sys.stdout.write(f"\n{title}\n{'':24}" + "".join(f"{column:>14}" for column in columns) + "\n")
     for name, row in medians.items():
         sys.stdout.write(f"{name:24}" + "".join(f"{row[column]:>14.1f}" for column in columns) + "\n")
-    if set(CONTENDERS) <= medians.keys():
-        ratios = [medians["operator"][column] / max(1e-9, medians["floor"][column]) for column in columns]
-        sys.stdout.write(f"{'operator / floor':24}" + "".join(f"{ratio:>14.2f}" for ratio in ratios) + "\n")
+    for name in [name for name in medians if name != "floor" and "floor" in medians]:
+        ratios = [medians[name][column] / max(1e-9, medians["floor"][column]) for column in columns]
+        sys.stdout.write(f"{f'{name} / floor':24}" + "".join(f"{ratio:>14.2f}" for ratio in ratios) + "\n")
     for name, results in found.items():
         asked = getattr(results[-1], "requests", None)
         if asked is not None:

@@ -20,9 +20,9 @@ PARALLEL = 8
 
 
 class Floor:
-    """Jobs in, children and statuses out."""
+    """Jobs in, children and statuses out, by a client such as `bench.operator.client.Client`."""
 
-    def __init__(self, client: Client, template: dict[str, Any]) -> None:
+    def __init__(self, client: Any, template: dict[str, Any]) -> None:
         self._client = client
         self._template = template
         self._queue: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ PROMPT_TOKENS = 64
 MEAN_TOKENS = 350
 """Of a log-normal distribution (sigma 0.9) of which what is shorter than 24 or longer than 2,010 is left out; what
 remains has 330 on average."""
-_SHARD_BYTES = 4 * 2**30
+_SHARD_BYTES = 2 * 2**30
+_WRITERS = 4
 
 
 def write_model(folder: Path, name: str) -> Path:
@@ -41,18 +43,22 @@ def write_model(folder: Path, name: str) -> Path:
     index: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     number, size = 1, 0
-    for path, parameter in empty.named_parameters():
-        if "norm" in path:
-            tensor = torch.ones(parameter.shape, dtype=torch.bfloat16)
-        else:
-            tensor = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-            tensor = tensor.normal_(0, config.initializer_range, generator=generator).cpu()
-        if shard and size + tensor.nbytes > _SHARD_BYTES:
-            _write_shard(folder, number, shard, index)
-            number, size, shard = number + 1, 0, {}
-        shard[path] = tensor
-        size += tensor.nbytes
-    _write_shard(folder, number, shard, index)
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        written = []
+        for path, parameter in empty.named_parameters():
+            if "norm" in path:
+                tensor = torch.ones(parameter.shape, dtype=torch.bfloat16)
+            else:
+                tensor = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
+                tensor = tensor.normal_(0, config.initializer_range, generator=generator).cpu()
+            if shard and size + tensor.nbytes > _SHARD_BYTES:
+                written.append(writers.submit(_write_shard, folder, number, shard, index))
+                number, size, shard = number + 1, 0, {}
+            shard[path] = tensor
+            size += tensor.nbytes
+        written.append(writers.submit(_write_shard, folder, number, shard, index))
+    for writing in written:
+        writing.result()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     tokenizer(shape).save_pretrained(folder)
     config.save_pretrained(folder)

@@ -36,6 +36,8 @@ class Meter:
     peak_bytes: int = 0
     reserved_bytes: int = 0
     kernels: dict[str, Any] = field(default_factory=dict)
+    tokens_per_step: float | None = None
+    """Real tokens, where the peer forms rows of its own; None: rows are ours."""
     _profile: Any = None
 
     def begin(self) -> None:

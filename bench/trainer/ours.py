@@ -65,6 +65,7 @@ def config_of(setting: Setting, model: Path, data: Path) -> TrainerConfig:
             "optimizer": "adamw",
             "precision": "bf16",
             "gradient_checkpointing": setting.checkpointing,
+            "offload_activations": setting.offload,
             "max_grad_norm": 1.0,
             "logging_steps": 1,
             "seed": 42,
@@ -84,22 +85,19 @@ def config_of(setting: Setting, model: Path, data: Path) -> TrainerConfig:
             "bias": "none",
         }
     if setting.method == "qlora":
-        config["quantization"] = {"type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+        nf4 = {"type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+        config["quantization"] = {**nf4, **setting.quantization}
     if setting.last is not None:
         config["layers"] = {"last": setting.last}
     return TrainerConfig.model_validate(config)
 
 
+def alone(work: Path, progress: ProgressReporter) -> RunContext:
+    """One process that stores nothing."""
+    return RunContext(Workspace.at(work), NoStore(), progress, StopRequest(), rank=0, local_rank=0, world_size=1)
+
+
 def measure(setting: Setting, model: Path, data: Path, work: Path, meter: Meter) -> None:
     """Run the job until the meter has seen enough."""
-    context = RunContext(
-        workspace=Workspace.at(work),
-        store=NoStore(),
-        progress=Clock(meter),
-        stop=StopRequest(),
-        rank=0,
-        local_rank=0,
-        world_size=1,
-    )
     with suppress(Measured):
-        run(config_of(setting, model, data), context)
+        run(config_of(setting, model, data), alone(work, Clock(meter)))

@@ -12,17 +12,13 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+OF_PEERS = ("llamafactory", "liger-kernel", "unsloth", "unsloth-zoo", "xformers", "trl", "datasets")
 _SIZE = 8192
 
 
 def machine(*, cpu: bool) -> dict[str, Any]:
     """Device, versions, and the rate of one large matrix product in bf16, which utilisation is counted against."""
-    found: dict[str, Any] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
+    found: dict[str, Any] = {"python": platform.python_version(), "cuda": torch.version.cuda, **versions(PACKAGES)}
     if cpu:
         return found | {"device": f"cpu ({platform.machine()})", "product_tflops": None}
     driver = subprocess.run(
@@ -33,6 +29,17 @@ def machine(*, cpu: bool) -> dict[str, Any]:
     )
     found |= {"device": torch.cuda.get_device_name(), "driver": driver.stdout.strip()}
     return found | {"product_tflops": round(_product_rate(), 1)}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """None for what this environment lacks."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _product_rate() -> float:
@@ -62,6 +69,13 @@ def line(result: dict[str, Any], product: float | None) -> str:
         f"  peak {result['peak_gib']:6.2f} GiB  MFU {share}  first step {result['first_step_seconds']:6.1f} s"
         f"  losses {result['losses'][0]:.3f} .. {result['losses'][-1]:.3f}\n"
     )
+
+
+def missing(left_out: Sequence[str]) -> str:
+    """Runs of peers whose environment is not there."""
+    if not left_out:
+        return ""
+    return f"left out, for want of a python of the peer's own (--python): {', '.join(left_out)}\n"
 
 
 def ratios(results: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -68,9 +68,16 @@ SHAPES = {
     "tiny": Shape(64, 4, 4, 2, 128, 512, tied=False),
 }
 """Llama 3.1 8B, Llama 3.2 1B, and one for a rehearsal on CPUs."""
+SHAPES |= {
+    f"{name}-{blocks}": replace(SHAPES[name], blocks=blocks)
+    for name, blocks in (("8b", 8), ("8b", 24), ("tiny", 1), ("tiny", 2))
+}
+"""The same with other numbers of blocks, for `bench.scaling`."""
 
 
-def flops_per_token(shape: Shape, *, lowest: int, trained_blocks: int, rank: int, context: float) -> float:
+def flops_per_token(
+    shape: Shape, *, lowest: int, trained_blocks: int, rank: int, context: float, skipped: int = 0
+) -> float:
     """Floating-point operations that a training step needs for one token, whatever an implementation spends beyond.
 
     Each weight of a matrix costs 2 in the forward pass, 2 for the gradient of its input in every block from the lowest
@@ -78,13 +85,14 @@ def flops_per_token(shape: Shape, *, lowest: int, trained_blocks: int, rank: int
     `context` tokens that a token sees on average, 4 x hidden in the forward pass and twice that in the backward pass.
     Embeddings, norms and activations count nothing, nor does anything that is computed a second time.
 
-    trained_blocks: blocks whose own weights are trained; rank: of adapters on all linear layers, 0 without.
+    trained_blocks: blocks whose own weights are trained; rank: of adapters on all linear layers, 0 without; skipped:
+    blocks that are not run at all, since what comes out of them is cached.
     """
     head = shape.hidden * shape.vocabulary
     passed = shape.blocks - lowest
-    weights = 2 * (shape.blocks * shape.linear + head) + 2 * (passed * shape.linear + head)
+    weights = 2 * ((shape.blocks - skipped) * shape.linear + head) + 2 * (passed * shape.linear + head)
     weights += 2 * trained_blocks * shape.linear
     # The first of the passed blocks needs no gradient of its own input, which is a thirtieth part and left in.
     adapters = 6 * rank * shape.linear_sides * passed
-    attention = 4 * shape.hidden * context * (shape.blocks + 2 * passed)
+    attention = 4 * shape.hidden * context * (shape.blocks - skipped + 2 * passed)
     return float(weights + adapters + attention)

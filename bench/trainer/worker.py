@@ -1,6 +1,7 @@
 """One run in a process of its own: `python -m bench.trainer.worker setting.json`, then a line on its standard input.
 
 It imports everything first and then waits for that line, so that the next run gets ready while another has the GPU.
+A peer with an environment of its own is run by the python of that: nothing of the trainer is imported there.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import sys
 import time
 import traceback
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 BEGAN = time.perf_counter()
 
 import torch  # noqa: E402
 
-from bench.trainer import ours, peft_loop  # noqa: E402
-from bench.trainer.inputs import write_data, write_model  # noqa: E402
 from bench.trainer.meter import Meter  # noqa: E402
+from bench.trainer.report import OF_PEERS, PACKAGES, versions  # noqa: E402
 from bench.trainer.settings import Setting  # noqa: E402
 from bench.trainer.shapes import SHAPES, flops_per_token  # noqa: E402
 
-MEASURE = {"ours": ours.measure, "peft": peft_loop.measure}
+MODULES = {"ours": "ours", "peft": "peft_loop", "llamafactory": "llamafactory_run", "unsloth": "unsloth_run"}
+"""Each has a function `measure`."""
 
 
 def main() -> None:
@@ -33,13 +36,17 @@ def main() -> None:
     file = Path(sys.argv[1])
     told = json.loads(file.read_text())
     setting = Setting(**told["setting"])
+    peer = import_module(f"bench.trainer.{MODULES[setting.peer]}")
+    # After the peer: some want to change transformers before anybody imports it.
+    inputs = import_module("bench.trainer.inputs")
     imported = time.perf_counter() - BEGAN
     sys.stdin.readline()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     trace = file.with_suffix(".trace.json") if told["trace"] else None
     result: dict[str, Any] = {"setting": asdict(setting), "import_seconds": round(imported, 1)}
+    result["versions"] = {name: found for name, found in versions((*PACKAGES, *OF_PEERS)).items() if found}
     try:
-        result |= _measure(setting, Path(told["folder"]), file.with_suffix(""), trace)
+        result |= _measure(setting, peer, inputs, Path(told["folder"]), file.with_suffix(""), trace)
     except torch.OutOfMemoryError as error:
         result["error"] = f"out of GPU memory: {str(error)[:200]}"
     except Exception as error:
@@ -51,23 +58,26 @@ def main() -> None:
     os._exit(0)
 
 
-def _measure(setting: Setting, folder: Path, work: Path, trace: Path | None) -> dict[str, Any]:
+def _measure(
+    setting: Setting, peer: ModuleType, inputs: ModuleType, folder: Path, work: Path, trace: Path | None
+) -> dict[str, Any]:
     shape = SHAPES[setting.shape]
-    model = write_model(folder / setting.shape, setting.shape)
+    model = inputs.write_model(folder / setting.shape, setting.shape)
     rows_per_step = setting.micro_batch * setting.accumulation
-    steps = setting.warmup + setting.steps + 3
+    steps = setting.epoch_steps or setting.warmup + setting.steps + 3
     data = folder / f"{setting.data}-{setting.length}-{setting.shape}.jsonl"
-    lengths = write_data(data, setting.data, rows_per_step * steps, setting.length, shape)
+    lengths = inputs.write_data(data, setting.data, rows_per_step * steps, setting.length, shape)
     began = time.perf_counter()
     meter = Meter(setting.warmup, setting.steps, trace)
-    MEASURE[setting.peer](setting, model, data, work, meter)
+    peer.measure(setting, model, data, work, meter)
     figures = meter.figures()
-    tokens = _tokens_per_step(setting, lengths)
+    tokens = meter.tokens_per_step or _tokens_per_step(setting, lengths)
     lowest = shape.blocks - setting.last if setting.last else 0
     context = sum(n * n for n in lengths) / sum(lengths) / 2
     flops = flops_per_token(
         shape,
         lowest=lowest,
+        skipped=lowest if setting.training.get("cache_frozen_prefix") == "always" else 0,
         trained_blocks=setting.last or 0,
         rank=setting.rank if setting.method in ("lora", "qlora") else 0,
         context=context,

@@ -1,0 +1,1 @@
+"""The planner's estimates against what torch allocates."""

