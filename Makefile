@@ -42,7 +42,7 @@ demo: $(INSTALLED) $(MODEL) ## Fine-tune SmolLM2-135M on this machine, from mani
 
 .PHONY: test
 test: $(INSTALLED) $(MODEL) ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: mutation
 mutation: $(INSTALLED) ## Count the mistakes in layers, failures and checkpoint that the tests notice (about 20 minutes)
@@ -56,14 +56,26 @@ lint: $(INSTALLED) ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: audit
+audit: $(INSTALLED) ## Look for weak code, withdrawn or vulnerable dependencies, and secrets
+	PYTHONPATH=hack $(BIN)/python -m audit
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Read 100,000 inputs that no honest sender would send (about 15 minutes)
+	PYTHONPATH=hack:. $(BIN)/python -m fuzz
+
 .PHONY: format
 format: $(INSTALLED) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(INSTALLED) ## Build the site of docs/ into site/; nothing of it needs the internet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 .PHONY: crds
-crds: $(INSTALLED) ## Generate crds/ from the Python types
-	$(BIN)/python -m finetune_operator.api.crd crds
+crds: $(INSTALLED) ## Generate crds/ and the chart's copy from the Python types
+	$(BIN)/python -m finetune_operator.api.crd crds charts/finetune-operator/files
 
 .PHONY: golden
 golden: $(INSTALLED) ## Regenerate the golden manifests that tests compare with
@@ -73,8 +85,16 @@ golden: $(INSTALLED) ## Regenerate the golden manifests that tests compare with
 rbac: $(INSTALLED) ## Generate the chart's roles from the operator's code
 	$(BIN)/python -m finetune_operator.kubernetes.rbac charts/finetune-operator/files
 
+.PHONY: values-schema
+values-schema: $(INSTALLED) ## Generate the schema of the chart's values
+	PYTHONPATH=hack $(BIN)/python -m chart schema
+
+.PHONY: kustomize
+kustomize: crds rbac values-schema ## Render the kustomize base from the chart (builds Helm where there is none)
+	PYTHONPATH=hack $(BIN)/python -m chart kustomize
+
 .PHONY: generate
-generate: crds rbac ## Regenerate everything that is generated
+generate: crds rbac values-schema ## Regenerate everything that is generated without Helm; `make kustomize` does the rest
 
 .PHONY: verify
 verify: generate ## Fail when a generated file is not fresh
@@ -85,14 +105,41 @@ verify: generate ## Fail when a generated file is not fresh
 lock: $(INSTALLED) ## Pin every requirement anew, with hashes and without any index address
 	PATH=$(CURDIR)/$(BIN):$$PATH hack/lock.sh
 
+.PHONY: hadolint
+hadolint: $(INSTALLED) ## Lint the Dockerfiles
+	$(BIN)/hadolint Dockerfile.operator Dockerfile.trainer
+
+.PHONY: images-proof
+images-proof: $(INSTALLED) $(MODEL) ## Build both images without a container engine and run a job with them (root; 20 minutes)
+	PYTHONPATH=hack $(BIN)/python -m images prove --accelerator $(or $(ACCELERATOR),cpu) --models $(CACHE)/models
+
+.PHONY: sbom
+sbom: $(INSTALLED) ## Write bills of materials of both images (CycloneDX) into build/sbom
+	PYTHONPATH=hack $(BIN)/python -m images sbom --output build/sbom
+
+.PHONY: licences
+licences: $(INSTALLED) ## Generate the licence report of both images
+	PYTHONPATH=hack $(BIN)/python -m images licences --output docs/licences.md
+
 .PHONY: controlplane
-controlplane: $(INSTALLED) ## Build kube-apiserver, etcd and the training operator once, into a cache outside the tree
+controlplane: $(INSTALLED) ## Build kube-apiserver, etcd, the training operator and Helm once, into a cache outside the tree
 	PYTHONPATH=hack $(BIN)/python -m controlplane build
 
 .PHONY: demo-cluster
 demo-cluster: $(INSTALLED) $(MODEL) ## Run a cluster on this machine, with the operator in it, until Ctrl-C
 	PYTHONPATH=hack $(BIN)/python -m demo_cluster
 
+PEERS := llamafactory unsloth
+
+.PHONY: peers
+peers: $(PEERS:%=build/peers/%/.installed) ## Make the environments of bench/trainer's peers (for a GPU; about 20 GB)
+
+build/peers/%/.installed: bench/trainer/environments/%.lock requirements/torch.txt
+	$(PYTHON) -m venv build/peers/$*
+	build/peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps -r $<
+	build/peers/$*/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/torch.txt
+	touch $@
+
 .PHONY: clean
 clean: ## Remove the virtual environment and everything made by runs
-	rm -rf $(VENV) finetune-runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) finetune-runs site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,8 +19,19 @@ compile() {
 compile requirements/operator.lock pyproject.toml --extra operator
 compile requirements/trainer.lock pyproject.toml --extra trainer
 compile requirements/dev.lock pyproject.toml --extra dev
+# For the images: what builds them, and PyPI's torch with its GPU libraries, of the versions that the others have.
+uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+  --constraint requirements/dev.lock --output-file requirements/build.lock requirements/build.in
+keep=()
+for name in $(sed -n 's/==.*//p' requirements/trainer.lock); do keep+=(--no-emit-package "$name"); done
+uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+  --constraint requirements/trainer.lock "${keep[@]}" --output-file requirements/torch.lock requirements/torch.txt
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --no-deps --python-version 3.11 \
   --output-file requirements/example-model.lock requirements/example-model.in
 # Its packages that the development environment has, too, are of the same versions.
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
   --constraint requirements/dev.lock --output-file requirements/mutation.lock requirements/mutation.in
+# Peers of the trainer's bench, each with its own pins in an environment of its own.
+for peer in llamafactory unsloth; do
+  compile "bench/trainer/environments/$peer.lock" "bench/trainer/environments/$peer.in"
+done

@@ -14,13 +14,16 @@ from transformers import AutoModelForCausalLM
 from finetune_trainer.contract import ResultManifest
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.storage import ObjectStore, S3Uri
-from validate_gpu.jobs import STEPS, twin_of
+from validate_gpu.jobs import SLOW, STEPS, twin_of
 from validate_gpu.launch import Ended
 
 COMPARED = 10
 """Losses."""
 TOLERANCE = {"cpu": 1e-3, "cuda": 3e-2}
 """Of a loss, in nats: in bf16 DeepSpeed computes with 16-bit copies of the adapters, too."""
+UNCOMPILED = 1e-1
+"""Of a loss in bf16 to that in fp32, where blocks are not compiled: bf16 rounds away much of what an adapter adds in
+its first steps (docs/validation/speed.md)."""
 
 
 @dataclass
@@ -67,7 +70,8 @@ def examine(
     if twin is not None and twin.losses:
         pairs = zip(finding.losses[:COMPARED], twin.losses[:COMPARED], strict=True)
         finding.difference = max(abs(one - other) for one, other in pairs)
-        if not finding.difference <= TOLERANCE["cpu" if cpu else "cuda"]:
+        uncompiled = run.endswith(f"/{SLOW}") and not cpu
+        if not finding.difference <= (UNCOMPILED if uncompiled else TOLERANCE["cpu" if cpu else "cuda"]):
             finding.problems.append(f"a loss differs by {finding.difference:.4f} from that of {twin.run}")
     elif twin_of(run) is not None:
         finding.problems.append(f"there is no {twin_of(run)} to compare with")

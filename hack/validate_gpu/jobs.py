@@ -34,9 +34,10 @@ STRATEGIES: Mapping[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
     "fsdp-offload": {"strategy": "fsdp", **OFFLOADED},
 }
-SLOW, FAST = "slow", "fast"
-"""In place of a strategy, on one GPU: without any fast path, and with all of them."""
+EXACT, SLOW, FAST = "exact", "slow", "fast"
+"""In place of a strategy, on one GPU: in fp32, without any fast path, and with all of them."""
 PATHS: Mapping[str, dict[str, Any]] = {
+    EXACT: {"flash_attn": "sdpa", "torch_compile": "never", "precision": "fp32"},
     SLOW: {"flash_attn": "sdpa", "torch_compile": "never"},
     FAST: {"flash_attn": "varlen", "torch_compile": "always"},
 }
@@ -63,9 +64,9 @@ RUNS: tuple[str, ...] = (
 def twin_of(run: str) -> str | None:
     """The run that another one is held against; None for those that others are held against."""
     kind, strategy = run.split("/")
-    if strategy in ("single", SLOW):
+    if strategy in ("single", EXACT):
         return None
-    return f"{kind}/{SLOW}" if strategy == FAST else f"{kind}/single"
+    return f"{kind}/{EXACT}" if strategy in PATHS else f"{kind}/single"
 
 
 def processes_of(run: str) -> int:
@@ -111,7 +112,7 @@ def job(run: str, folder: Path, endpoint: str, *, cpu: bool) -> TrainerConfig:
     # bitsandbytes' optimizers do not know FSDP2's tensors, and paged ones need a GPU.
     optimizer = "adamw"
     if method == "qlora":
-        compute = "float32" if cpu else "bfloat16"
+        compute = "float32" if cpu or strategy == EXACT else "bfloat16"
         quantization = {"type": "nf4", "double_quant": True, "compute_dtype": compute}
         changes["quantization"] = {**quantization, **own.get("quantization", {})}
         optimizer = "adamw" if strategy == "fsdp" else "adamw_8bit" if cpu else "paged_adamw_8bit"
