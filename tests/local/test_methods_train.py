@@ -17,11 +17,13 @@ from finetune_trainer.context import RunContext
 from finetune_trainer.contract import ResultManifest, RunResult, TrainerConfig
 from finetune_trainer.data import Collator, RowDataset, prepare
 from finetune_trainer.errors import Preempted, UsageError
-from finetune_trainer.evaluation import score
+from finetune_trainer.evaluation import generation, score
+from finetune_trainer.judge import Judge
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.preemption import StopRequest
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import ObjectStore, S3Uri
+from finetune_trainer.training import FinetuneTrainer
 from finetune_trainer.workspace import Workspace
 from tests.quick_torch import quick_torch
 from tests.trainer_jobs import QUESTIONS, save_tiny_model, trainer_config, write_dataset
@@ -173,6 +175,76 @@ def test_artefacts_do_what_was_measured(
     generation = json.loads((tmp_path / "got" / "evaluation.json").read_text())["generations"][0]
     assert generation["prompt"][-1]["role"] == "user" and generation["reference"]
     assert isinstance(generation["base"], str) and isinstance(generation["tuned"], str)
+
+
+JUDGED_LAST = {"lora", "lora+", "qlora"}
+"""What leaves its base as it is, and trains nothing beside its adapters."""
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "pissa", "lora+", "qlora", "prefix"])
+def test_the_base_is_judged_when_it_is_there_and_as_it_was(
+    name: str,
+    inputs: tuple[Path, Path, Path],
+    store: ObjectStore,
+    folder_uri: S3Uri,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[tuple[str, int]] = []
+    steps = 0
+    step = FinetuneTrainer.training_step
+
+    def training_step(self: FinetuneTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(self, *args, **kwargs)
+
+    def spied(state: str) -> Any:
+        judge = getattr(Judge, state)
+
+        def spy(self: Judge, model: torch.nn.Module) -> Any:
+            judged.append((state, steps))
+            return judge(self, model)
+
+        return spy
+
+    monkeypatch.setattr(FinetuneTrainer, "training_step", training_step)
+    for state in ("base", "tuned"):
+        monkeypatch.setattr(Judge, state, spied(state))
+    found = {}
+    for trained in (4, 1):
+        judged.clear()
+        steps = 0
+        config = job(inputs, folder_uri, **METHODS[name])
+        training = config.training.model_copy(update={"max_steps": trained})
+        config = config.model_copy(
+            update={"training": training, "job": config.job.model_copy(update={"uid": str(trained)})}
+        )
+        found[trained] = run(config, store, tmp_path / str(trained)).evaluation
+        before = [("base", 0), ("tuned", 2 * trained)]
+        after = [("tuned", 2 * trained), ("base", 2 * trained)]
+        assert judged == (after if name in JUDGED_LAST else before)
+    # However far the adapter was trained.
+    assert found[4].base == found[1].base and found[4].tuned != found[1].tuned
+
+
+def test_what_the_end_could_not_do_fails_before_the_first_step(
+    inputs: tuple[Path, Path, Path],
+    store: ObjectStore,
+    folder_uri: S3Uri,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def generate(*_: Any) -> list[str]:
+        raise RuntimeError("this model writes nothing")
+
+    def training_step(*_: Any) -> None:
+        pytest.fail("it has begun to train")
+
+    monkeypatch.setattr(generation, "_generate", generate)
+    monkeypatch.setattr(FinetuneTrainer, "training_step", training_step)
+    with pytest.raises(RuntimeError, match="this model writes nothing"):
+        run(job(inputs, folder_uri), store, tmp_path / "work")
 
 
 @pytest.mark.parametrize(

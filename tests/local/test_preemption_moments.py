@@ -56,15 +56,16 @@ class Moment:
 
 STEP = "finetune_trainer.training:FinetuneTrainer"
 EVALUATE = "finetune_trainer.loss:NextTokenLoss.evaluate"
-"""Called twice for the base, then twice for the tuned model."""
+"""Called once before the training, twice for the tuned model, then twice for the base, which that is without its
+adapter."""
 ANSWER = "finetune_trainer.evaluation.generation:_generate"
-"""Called once for the base, then once for the tuned model."""
+"""Called once before the training, once for the tuned model, then once for the base."""
 NEXT_STEP = f"{STEP}.get_batch_samples"
 TRAINING = (
     Moment("the data is prepared", "finetune_trainer.preflight:prepare"),
     Moment("the processes meet", "torch.distributed:init_process_group"),
     Moment("the model is loaded", "finetune_trainer.train:load_model"),
-    Moment("the base is evaluated", EVALUATE, 2),
+    Moment("the evaluation is tried", EVALUATE),
     # A step in which the signal comes is done, and so is the next one, which begins with what all ranks were asked.
     Moment("in the first step", f"{STEP}.training_step", stops_at=2),
     Moment("a resumed run is about to begin", "finetune_trainer.train:apply_method", newest=2),
@@ -79,9 +80,10 @@ UPLOADS = (
     Moment("an earlier checkpoint is uploaded", upload_of=11, every=1, stops_at=11),
 )
 EVALUATION = (
-    Moment("the tuned model is evaluated", EVALUATE, 4, newest=STEPS),
-    Moment("a finished training is evaluated again", EVALUATE, 3, newest=STEPS),
-    Moment("answers are written", ANSWER, 2, newest=STEPS),
+    Moment("the tuned model is evaluated", EVALUATE, 3, newest=STEPS),
+    Moment("a finished training is evaluated again", EVALUATE, 2, newest=STEPS),
+    Moment("the base is evaluated", EVALUATE, 5, newest=STEPS),
+    Moment("answers are written", ANSWER, 3, newest=STEPS),
 )
 CHAINS: dict[str, tuple[Moment, ...]] = {
     # As the kubelet does it: the launcher is told.
@@ -97,12 +99,13 @@ CHAINS: dict[str, tuple[Moment, ...]] = {
     "the last rank alone": (
         Moment("the job is checked", "finetune_trainer.train:check_job"),
         Moment("the processes meet", "torch.distributed:init_process_group"),
-        Moment("the base is evaluated", EVALUATE, 2),
+        Moment("the evaluation is tried", EVALUATE),
         Moment("in the first step", f"{STEP}.training_step", stops_at=2),
         Moment("in a backward pass", "torch:Tensor.backward", stops_at=4),
         Moment("gradients are clipped", "torch.nn.utils:clip_grad_norm_", stops_at=6),
-        Moment("the tuned model is evaluated", EVALUATE, 4, newest=STEPS),
-        Moment("answers are written", ANSWER, 2, newest=STEPS),
+        Moment("the tuned model is evaluated", EVALUATE, 3, newest=STEPS),
+        Moment("the base is evaluated", EVALUATE, 5, newest=STEPS),
+        Moment("answers are written", ANSWER, 3, newest=STEPS),
         Moment("rank 0 writes the result", "torch.distributed:broadcast_object_list", 3, code=0, newest=STEPS),
     ),
 }

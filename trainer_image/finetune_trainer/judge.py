@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.data import PreparedData
 from finetune_trainer.evaluation import HeldOutScores, Judgement, answer, prompts_to_answer, text_metrics
-from finetune_trainer.tasks import Task
+from finetune_trainer.tasks import Task, task_of
 
 
 class Judge:
@@ -26,11 +27,26 @@ class Judge:
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._data = data
         self._task = task
         self._device = device
         self._prompts = prompts_to_answer(data.generation_prompts, config)
         self.before: Judgement | None = None
         """Of the base; None where the job does not compare."""
+
+    def rehearse(self, model: torch.nn.Module, world_size: int) -> None:
+        """Judge a handful of samples, and forget it: what would fail after hours of training fails before them."""
+        evaluation = self._config.evaluation
+        little = {
+            "max_samples": self._config.training.micro_batch_size * world_size,
+            "generations": min(evaluation.generations, 1),
+            "generation_samples": 1,
+            "max_new_tokens": 1,
+        }
+        config = self._config.model_copy(update={"evaluation": evaluation.model_copy(update=little)})
+        data = replace(self._data, train=self._data.train[:1])
+        task = task_of(config, data, self._tokenizer, self._device, lambda: None)
+        Judge(config, self._tokenizer, data, task, self._device)._judge(model, task.score_base)
 
     def base(self, model: torch.nn.Module) -> None:
         """Judge the untouched model, where the job compares with it."""

@@ -41,6 +41,7 @@ from finetune_trainer.fast.compile_cache import CompileCache
 from finetune_trainer.judge import Judge
 from finetune_trainer.layers import checkpoint_blocks, trained_parameters
 from finetune_trainer.methods import Start, TunedModel, apply_method
+from finetune_trainer.methods.lora import adapter_can_be_left_out
 from finetune_trainer.methods.qlora import check_device
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
 from finetune_trainer.model import autocast, load_model
@@ -110,7 +111,11 @@ def tune(
     task.begin(model)
 
     judge = Judge(config, base.tokenizer, data, task, device)
-    if not config.parallelism.divides_weights:
+    divides = config.parallelism.divides_weights
+    base_comes_back = not divides and _leaves_base(config, base, task)
+    if base_comes_back:
+        judge.rehearse(model, context.world_size)
+    elif not divides:
         judge.base(model)
     set_seed(config.training.seed)
     checkpoints = CheckpointStore(context.store, config.run_uri, config, config.job.attempt)
@@ -134,7 +139,7 @@ def tune(
     tensorboard = TensorBoardCallback(output / "tensorboard")
 
     def divided(trainer: TrainingSteps) -> None:
-        if config.parallelism.divides_weights:
+        if divides:
             with as_the_base(tuned.model, config):
                 judge.base(trainer.forward_model)
 
@@ -143,6 +148,11 @@ def tune(
         # Whatever follows has the host memory that was pinned.
         checkpoint_blocks(tuned.model, base.layout, enabled=False)
     after = judge.tuned(trainer.forward_model)
+    if base_comes_back:
+        # Not before the training: the first step comes earlier, and an attempt that is interrupted has not judged the
+        # base in vain.
+        with as_the_base(tuned.model, config):
+            judge.base(trainer.forward_model)
     _report_evaluation(context, trainer, tensorboard, judge.before, after)
     trained = trainer.gather()
     result: list[RunResult | None] = [None]
@@ -160,6 +170,11 @@ def tune(
         raise InternalError("rank 0 sent no result")
     shared.keep(config, base.selection, tuned)
     return result[0]
+
+
+def _leaves_base(config: TrainerConfig, base: Base, task: Task) -> bool:
+    """Whether the tuned model without its adapter is the base, to the last bit."""
+    return isinstance(task, SupervisedTask) and adapter_can_be_left_out(config) and not base.selection.parameters
 
 
 def _checkpoint_blocks(config: TrainerConfig, base: Base, tuned: TunedModel) -> int:

@@ -51,7 +51,7 @@ def whole_model(
 
 @contextmanager
 def as_the_base(model: nn.Module, config: TrainerConfig) -> Iterator[Any]:
-    """A model that was not trained yet, as it was before the method was put on it.
+    """A model as it was before the method was put on it: not trained yet, or only by adapters beside its base.
 
     Adapters that were taken out of the base weights stay on: with them it is the base.
     """

@@ -15,9 +15,9 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_trainer.contract import AdapterShape, ModelLayout, ParameterKind, Selection
+from finetune_trainer.contract import AdapterShape, ModelLayout, ParameterKind, Selection, TrainerConfig
 from finetune_trainer.contract.config import LoraConfig
-from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant
 from finetune_trainer.errors import InternalError
 from finetune_trainer.layers import apply_selection, assert_trainable_is
 
@@ -27,6 +27,17 @@ PREFIX = "base_model.model."
 """What PEFT puts before the base model's names."""
 RESIDUAL_VARIANTS = frozenset({LoraVariant.PISSA, LoraVariant.OLORA})
 """Variants whose initial adapter is subtracted from the base weights."""
+BESIDE_THE_BASE = frozenset({LoraVariant.STANDARD, LoraVariant.DORA, LoraVariant.RSLORA, LoraVariant.LORA_PLUS})
+"""Variants that leave the base weights as they are."""
+
+
+def adapter_can_be_left_out(config: TrainerConfig) -> bool:
+    """Whether the model before tuning is the tuned one without its adapter. Otherwise base weights change: those that
+    the method trains, biases beside the adapter, or those that a variant takes the adapter out of."""
+    lora = config.lora
+    return (
+        config.method.uses_lora and lora is not None and lora.variant in BESIDE_THE_BASE and lora.bias is LoraBias.NONE
+    )
 
 
 def add_adapters(

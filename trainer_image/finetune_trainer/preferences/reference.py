@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant
 from finetune_trainer.model import autocast
 from finetune_trainer.preferences.policy import Judge
 from finetune_trainer.preferences.rows import AnswerCollator, LogProbs
@@ -22,19 +21,7 @@ from finetune_trainer.preferences.rows import AnswerCollator, LogProbs
 REPORT_SECONDS = 30.0
 """Between two signs of life."""
 
-BESIDE_THE_BASE = frozenset({LoraVariant.STANDARD, LoraVariant.DORA, LoraVariant.RSLORA, LoraVariant.LORA_PLUS})
-"""Variants that leave the base weights as they are."""
-
 logger = logging.getLogger(__name__)
-
-
-def adapter_can_be_left_out(config: TrainerConfig) -> bool:
-    """Whether the model before tuning is the tuned one without its adapter. Otherwise base weights change: those that
-    the method trains, biases beside the adapter, or those that a variant takes the adapter out of."""
-    lora = config.lora
-    return (
-        config.method.uses_lora and lora is not None and lora.variant in BESIDE_THE_BASE and lora.bias is LoraBias.NONE
-    )
 
 
 def reference_log_probs(

@@ -14,8 +14,9 @@ from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import score
 from finetune_trainer.evaluation.preferences import PreferenceScores, score_preferences
+from finetune_trainer.methods.lora import adapter_can_be_left_out
 from finetune_trainer.preferences.policy import Judge
-from finetune_trainer.preferences.reference import adapter_can_be_left_out, reference_log_probs
+from finetune_trainer.preferences.reference import reference_log_probs
 from finetune_trainer.preferences.rows import AnswerCollator, JudgedRows, PairRows
 from finetune_trainer.preferences.trainer import PreferenceTrainer
 from finetune_trainer.training.steps import TrainerParts
