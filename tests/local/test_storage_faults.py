@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import time
@@ -92,10 +91,9 @@ def test_a_download_goes_on_where_it_broke_off(
     faulty.put_bytes(folder_uri, content)
     proxy.decide = first(1, fault, method="GET")
 
-    got = faulty.get_file(folder_uri, tmp_path / "copy")
+    faulty.get_file(folder_uri, tmp_path / "copy")
 
     assert (tmp_path / "copy").read_bytes() == content
-    assert got.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_a_download_that_always_breaks_off_leaves_no_file(
@@ -140,13 +138,14 @@ def test_an_object_that_is_not_what_the_manifest_says(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
 def test_a_bit_that_changes_on_the_wire_is_noticed(
-    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, known: bool
 ) -> None:
     faulty.put_bytes(folder_uri.child("object"), b"right")
     proxy.decide = always(Fault.CORRUPT, method="GET")
     with pytest.raises(Unavailable):
-        faulty.get_file(folder_uri.child("object"), tmp_path / "copy", entry_of(b"right"))
+        faulty.get_file(folder_uri.child("object"), tmp_path / "copy", entry_of(b"right") if known else None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,4 +176,4 @@ def test_limits_hold_for_a_store_that_answers_slowly(
     started = time.monotonic()
     with pytest.raises(TrainerError):
         store.list(folder_uri)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10

@@ -166,7 +166,7 @@ async def test_a_server_that_drips_is_given_up(hub: Hub) -> None:
         handler.send_response(200)
         handler.end_headers()
         try:
-            for _ in range(200):
+            for _ in range(1000):
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
                 time.sleep(0.02)
@@ -177,7 +177,7 @@ async def test_a_server_that_drips_is_given_up(hub: Hub) -> None:
     reader = HubConfigReader({"HF_ENDPOINT": hub.url}, timeout=0.3)
     began = time.monotonic()
     assert "not complete after 0.3 s" in await problem(reader)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 async def test_a_hub_of_many_addresses_is_given_up_in_time_and_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

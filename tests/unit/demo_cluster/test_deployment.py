@@ -46,7 +46,7 @@ def keeping(process: Process) -> OperatorDeployment:
     return OperatorDeployment(cast(OperatorProcess, process))
 
 
-eventually = partial(waiting.eventually, seconds=5.0)
+eventually = partial(waiting.eventually, seconds=30.0)
 
 
 def test_it_is_started_anew_where_it_asks_for_that() -> None:

