@@ -11,10 +11,20 @@ from finetune_operator.api.base import QUANTITY_PATTERN
 
 LABEL_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _OBJECT_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
+_ONE: dict[str, Any] = {"minProperties": 1, "maxProperties": 1}
 
 Labels = dict[str, str]
+_RESERVED = [
+    *(f"app.kubernetes.io/{name}" for name in ("component", "instance", "managed-by", "name", "version")),
+    "helm.sh/chart",
+]
+"""Labels of the chart's own objects, by which they find each other."""
+OwnLabels = Annotated[Labels, Field(json_schema_extra={"propertyNames": {"not": {"enum": _RESERVED}}})]
+"""Labels that are added to those."""
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=LABEL_NAME)]
 Name = Annotated[str, Field(max_length=253, pattern=_OBJECT_NAME)]
+"""Of an object; empty where there is none."""
+GivenName = Annotated[str, Field(min_length=1, max_length=253, pattern=_OBJECT_NAME)]
 Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^([0-9]+(ms|s|m|h))+$")]
@@ -48,13 +58,39 @@ class LocalReference(Values):
     """Its name."""
 
 
+class KeyReference(Values):
+    """One key of a Secret or ConfigMap of the release's namespace."""
+
+    name: GivenName
+    """Its name."""
+    key: str = Field(min_length=1, max_length=253)
+    """Key within it."""
+    optional: bool | None = None
+    """Whether the operator starts without it."""
+
+
+class ValueSource(Values):
+    """Where a variable's value comes from: one of these."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE)
+
+    secret_key_ref: KeyReference | None = None
+    """Key of a Secret."""
+    config_map_key_ref: KeyReference | None = None
+    """Key of a ConfigMap."""
+
+
 class EnvVar(Values):
-    """An environment variable."""
+    """An environment variable: its value, or where that comes from."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["value"]}, {"required": ["valueFrom"]}]})
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name."""
-    value: str
+    value: str | None = None
     """Value."""
+    value_from: ValueSource | None = None
+    """Where it comes from, in place of `value`."""
 
 
 class Toleration(Values):

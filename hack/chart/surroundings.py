@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from chart.base import Duration, Free, Labels, Port, Values
+from chart.base import Duration, Free, Labels, OwnLabels, Port, Values
 
 
 class ServiceMonitor(Values):
@@ -12,7 +12,7 @@ class ServiceMonitor(Values):
 
     enabled: bool
     """Make it."""
-    labels: Labels
+    labels: OwnLabels
     """By which Prometheus chooses it."""
     interval: Duration
     """Time between scrapes."""
@@ -25,7 +25,7 @@ class PrometheusRule(Values):
 
     enabled: bool
     """Make it."""
-    labels: Labels
+    labels: OwnLabels
     """By which Prometheus chooses it."""
 
 
@@ -34,7 +34,7 @@ class Dashboard(Values):
 
     enabled: bool
     """Make it."""
-    labels: Labels
+    labels: OwnLabels
     """By which Grafana's sidecar chooses it."""
     annotations: Labels
     """Such as the folder that it goes to."""

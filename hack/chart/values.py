@@ -16,11 +16,13 @@ from chart.base import (
     Duration,
     EnvVar,
     Free,
+    GivenName,
     Image,
     Labels,
     LocalReference,
     Name,
     Namespace,
+    OwnLabels,
     Port,
     Quantity,
     Resources,
@@ -116,7 +118,7 @@ class GpuType(Values):
     """Labels of its nodes."""
     tolerations: list[Toleration] | None = None
     """Taints of its nodes."""
-    runtime_class_name: Name | None = None
+    runtime_class_name: GivenName | None = None
     """RuntimeClass of its pods."""
 
 
@@ -133,6 +135,8 @@ class Trainer(Values):
     """What differs for some GPUs."""
     model_mirror_claim: Name
     """PersistentVolumeClaim with a mirror of hub models."""
+    run_as_user: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """User and group that pods run as; null where the cluster assigns them."""
 
 
 class Progress(Values):
@@ -206,7 +210,7 @@ class DashboardServer(Values):
 class ChartValues(Values):
     """Values of the chart finetune-operator."""
 
-    name_override: Annotated[str, Field(max_length=50)]
+    name_override: Annotated[str, Field(max_length=50, pattern=rf"^$|{LABEL_NAME}")]
     """In place of the chart's name."""
     fullname_override: Annotated[str, Field(max_length=50, pattern=rf"^$|{LABEL_NAME}")]
     """In place of names made of the release's and the chart's."""
@@ -246,8 +250,8 @@ class ChartValues(Values):
     """Of the operator's container."""
     pod_annotations: Labels
     """Of the operator's pods."""
-    pod_labels: Labels
-    """Of the operator's pods."""
+    pod_labels: OwnLabels
+    """Of the operator's pods, beside the chart's own."""
     node_selector: Labels
     """Of the operator's pods."""
     tolerations: list[Toleration]

@@ -148,11 +148,16 @@ def controller_manager(
     ]
 
 
+INIT_CONTAINER = Path(__file__).parents[2] / "charts" / "kustomize" / "training-operator" / "initContainer.yaml"
+"""Template of what the training operator puts before each worker, as docs/operations.md says to install it."""
+
+
 def training_operator(program: Path, ports: Ports) -> list[str]:
     """Only PyTorchJobs; the kubeconfig comes through the environment."""
     return [
         str(program),
         "--enable-scheme=pytorchjob",
+        f"--pytorch-init-container-template-file={INIT_CONTAINER}",
         "--metrics-bind-address=0",
         f"--health-probe-bind-address=127.0.0.1:{ports.operator_probe}",
         f"--webhook-server-port={ports.operator_webhook}",

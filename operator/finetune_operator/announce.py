@@ -10,7 +10,15 @@ from finetune_operator.state import carried
 _MESSAGE_LIMIT = 1024
 """Characters of an event's message (core/v1 Event)."""
 _CALM = frozenset({Reason.RESUMING, Reason.RETRYING, Reason.PREPARING, Reason.STOPPING})
-_TROUBLE = frozenset({Reason.NAME_TAKEN, Reason.CREATE_FAILED, Reason.CREATE_REFUSED, Reason.TRAINING_OPERATOR_MISSING})
+_TROUBLE = frozenset(
+    {
+        Reason.NAME_TAKEN,
+        Reason.CREATE_FAILED,
+        Reason.CREATE_REFUSED,
+        Reason.PODS_MISSING,
+        Reason.TRAINING_OPERATOR_MISSING,
+    }
+)
 
 
 def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:

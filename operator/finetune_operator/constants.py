@@ -116,8 +116,12 @@ class Reason:
     """The job needs more GPU memory than there is. The message tells the need in parts, and what would fit; `finetune
     plan` shows the same."""
     MODEL_UNKNOWN = "ModelConfigUnavailable"
-    """The model's config.json could not be read from here: the trainer checks in its first seconds. Nothing to do,
-    unless the operator is meant to reach the model."""
+    """The model's config.json could not be read from here, so nothing is planned, and the trainer checks in its first
+    seconds. Give `parallelism.strategy` and `training.microBatchSize` yourself, or let the operator reach the model."""
+    PLANNING_TOO_LONG = "PlanningTooLong"
+    """No plan was found within a minute: the operator has too little CPU, or a defect. The job runs with a careful
+    plan, and the trainer checks in its first seconds. Give the operator more CPU, or `parallelism.strategy` and
+    `training.microBatchSize` yourself."""
     INVALID_SELECTION = "InvalidSelection"
     """`layers` names blocks or modules that the model does not have. The message lists the near names."""
 
@@ -125,6 +129,10 @@ class Reason:
     """The PyTorchJob is there, and its pods are about to be."""
     WAITING_FOR_PODS = "WaitingForPods"
     """Pods wait for a node, their image, or a Secret. The message has the scheduler's or the kubelet's own words."""
+    PODS_MISSING = "PodsMissing"
+    """The training operator has not created all pods within a minute: a quota, Pod Security or another admission policy
+    refuses them, or it does not run. `kubectl describe pytorchjob NAME` has the refusal as an event; the training
+    operator goes on trying."""
     QUEUED = "Queued"
     """Kueue has yet to admit the PyTorchJob. Look at the queue's quota."""
     TRAINING = "Training"
@@ -134,8 +142,9 @@ class Reason:
     NAME_TAKEN = "NameTaken"
     """An object of the attempt's name belongs to somebody else. Delete it, or give the job another name."""
     CREATE_REFUSED = "CreateRefused"
-    """The API server does not allow a child to be created: rights, quota or an admission policy. Give what the message
-    names; it is tried again."""
+    """The API server does not allow the PyTorchJob or the ConfigMap of an attempt to be created: rights, a quota on
+    objects or an admission policy. Give what the message names; it is tried again. Pods are the training operator's:
+    see `PodsMissing`."""
     CREATE_FAILED = "CreateFailed"
     """The API server could not create a child, though it may: a webhook that does not answer, or a fault of its own. It
     is tried again."""
@@ -166,7 +175,8 @@ class Reason:
     message says which; create a corrected job."""
     GPU_OUT_OF_MEMORY = "OutOfGPUMemory"
     """The GPU has too little memory for the micro-batch. Once not even one row fits: shorten `dataset.maxLength`, set
-    `training.gradientCheckpointing: offload`, use qlora, or train fewer layers."""
+    `training.gradientCheckpointing: offload`, use qlora, train fewer layers, or divide the model among several GPUs
+    (`parallelism.strategy`)."""
     HOST_OUT_OF_MEMORY = "OutOfHostMemory"
     """A pod used more memory than it may and was killed. Raise `resources.memory`; `sharedMemory` counts towards it."""
     PREEMPTED = "Preempted"

@@ -6,7 +6,9 @@ FinetuneError                 has a message for people: what, where, what to do
 |   +-- ModelConfigUnavailable  config.json cannot be read from here
 |   +-- UnknownArchitecture     config.json is of a model we have no shape for
 |   +-- DoesNotFit              the job needs more GPU memory than there is
+|   +-- PlanningTooLong         no plan was found in the time that there is for one
 +-- NotSupported              valid, but this version cannot do it
++-- RunError                  this machine or the object store did not let a valid run go on: disk full, no answer
 +-- ClusterError              the API server (or the local one) refused or did not answer
     +-- NotFound
     +-- AlreadyExists
@@ -51,8 +53,16 @@ class DoesNotFit(PlanningError):
     """The job needs more GPU memory than there is; the message tells the need in parts, and what would fit."""
 
 
+class PlanningTooLong(PlanningError):
+    """No plan was found in the time that there is for one. That says nothing about the job."""
+
+
 class NotSupported(FinetuneError):
     """A valid job that this version cannot carry out."""
+
+
+class RunError(FinetuneError):
+    """This machine or the object store did not let a valid run go on."""
 
 
 class ClusterError(FinetuneError):

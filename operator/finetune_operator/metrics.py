@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as PromCounter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator.constants import Phase
+from finetune_operator.constants import Condition, Phase
+from finetune_operator.excerpts import parse_time
 from finetune_operator.observed import JobRef, ObservedJob
 
 _PROGRESS = (
@@ -19,6 +20,8 @@ _PROGRESS = (
     ("finetune_job_loss", "Training loss of a running job", "loss", 1.0),
     ("finetune_job_tokens_per_second", "Tokens per second of a running job", "tokensPerSecond", 1.0),
 )
+_WAITING = (Phase.PENDING, Phase.STARTING)
+"""Phases that a job should soon leave."""
 
 
 class Metrics:
@@ -83,6 +86,7 @@ class _StoreCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         phases: Counter[str] = Counter()
+        since: dict[str, float] = {}
         families = [GaugeMetricFamily(name, text, labels=["namespace", "job"]) for name, text, _, _ in _PROGRESS]
         for ref in self._refs():
             observed = self._job(ref)
@@ -90,6 +94,8 @@ class _StoreCollector(Collector):
                 continue
             phase = observed.status.get("phase") or Phase.PENDING
             phases[phase] += 1
+            if phase in _WAITING and (at := _waiting_since(observed)):
+                since[phase] = min(at, since.get(phase, at))
             progress = observed.status.get("progress") or {}
             if phase != Phase.RUNNING:
                 continue
@@ -99,9 +105,28 @@ class _StoreCollector(Collector):
         jobs = GaugeMetricFamily("finetune_jobs", "FineTuneJobs by phase", labels=["phase"])
         for name in Phase.ALL:
             jobs.add_metric([name], phases[name])
+        waiting = GaugeMetricFamily(
+            "finetune_jobs_waiting_since_timestamp_seconds",
+            "Since when the job that waits longest in a phase has not run, or been suspended; absent where none waits",
+            labels=["phase"],
+        )
+        for name, at in since.items():
+            waiting.add_metric([name], at)
         depth = GaugeMetricFamily("finetune_queue_depth", "Jobs that wait for a reconcile")
         depth.add_metric([], self._depth())
-        yield from (jobs, depth, *families)
+        yield from (jobs, waiting, depth, *families)
+
+
+def _waiting_since(job: ObservedJob) -> float:
+    """When a job that does not run was made, last ran or was resumed, in seconds since the epoch; 0 where that is not
+    known. Time in Kueue's queue is part of it."""
+    conditions = [one for one in job.status.get("conditions") or () if isinstance(one, Mapping)]
+    changed = [
+        parse_time(one.get("lastTransitionTime"))
+        for one in conditions
+        if (one.get("type"), one.get("status")) in ((Condition.RUNNING, "False"), (Condition.RECONCILING, "True"))
+    ]
+    return max(job.created_at, *(at or 0.0 for at in changed), 0.0)
 
 
 class Heartbeat:

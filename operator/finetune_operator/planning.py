@@ -13,8 +13,16 @@ from finetune_operator.acceptance import accept
 from finetune_operator.api.base import quantity_to_bytes
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, FineTuneJobStatus, PlanStatus
 from finetune_operator.constants import Condition, Reason
-from finetune_operator.errors import ModelConfigUnavailable, NotSupported, PlanningError, UnknownArchitecture
+from finetune_operator.errors import (
+    ModelConfigUnavailable,
+    NotSupported,
+    PlanningError,
+    PlanningTooLong,
+    UnknownArchitecture,
+)
 from finetune_operator.observed import JobRef, ObservedJob
+from finetune_operator.planner.support import check_supported
+from finetune_operator.planning_thread import PlanningThread
 from finetune_operator.settings import Settings
 from finetune_operator.shape import unplanned
 from finetune_operator.state import Fact, Preparation
@@ -41,7 +49,7 @@ class PlanResult(Protocol):
 
 
 class Planner(Protocol):
-    """Plans a job whose model is known."""
+    """Plans a job whose model is known. Called in a thread, by several of them at the same time."""
 
     def __call__(
         self, spec: FineTuneJobSpec, config: Mapping[str, Any], *, gpu_memory: int, micro_batch_size: int | None
@@ -65,10 +73,18 @@ class Planner(Protocol):
 class Preparer:
     """Checks and plans specs. Holds no state: what was found stands in the job's status."""
 
-    def __init__(self, settings: Settings, read_config: ModelConfigReader, planner: Planner) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        read_config: ModelConfigReader,
+        planner: Planner,
+        thread: PlanningThread | None = None,
+    ) -> None:
+        """thread: where the planner is run; None: one with the usual limits."""
         self._settings = settings
         self._read_config = read_config
         self._planner = planner
+        self._thread = thread or PlanningThread()
 
     async def prepare(self, job: ObservedJob, status: FineTuneJobStatus) -> tuple[Preparation, FineTuneJobSpec | None]:
         """Check a job's spec, and plan it unless the status has the plan already; the spec when it is accepted."""
@@ -86,15 +102,19 @@ class Preparer:
         self, ref: JobRef, spec: FineTuneJobSpec, micro_batch_size: int | None
     ) -> tuple[Fact, PlanStatus | None]:
         resources = spec.resources
-        memory = resources.gpu_memory or self._settings.trainer.gpu_memory_of(resources.gpu_resource)
+        quantity = resources.gpu_memory or self._settings.trainer.gpu_memory_of(resources.gpu_resource)
+        gpu_memory = quantity_to_bytes(quantity)
         try:
+            # Needs no model: what no trainer carries out is refused whether its model can be read or not.
+            check_supported(spec)
             config = await self._read_config(ref, spec)
-            result = self._planner(
-                spec, config, gpu_memory=quantity_to_bytes(memory), micro_batch_size=micro_batch_size
+            result = await self._thread.run(
+                lambda: self._planner(spec, config, gpu_memory=gpu_memory, micro_batch_size=micro_batch_size)
             )
-        except (ModelConfigUnavailable, UnknownArchitecture) as error:
-            message = f"{error}; the trainer checks in its first seconds"
-            return Fact("Unknown", Reason.MODEL_UNKNOWN, message), unplanned(spec, micro_batch_size)
+        except (ModelConfigUnavailable, UnknownArchitecture, PlanningTooLong) as error:
+            plan = unplanned(spec, micro_batch_size, gpu_memory)
+            reason = Reason.PLANNING_TOO_LONG if isinstance(error, PlanningTooLong) else Reason.MODEL_UNKNOWN
+            return Fact("Unknown", reason, _not_planned(error, plan)), plan
         except SelectionError as error:
             return Fact("False", Reason.INVALID_SELECTION, str(error)), None
         except NotSupported as error:
@@ -102,6 +122,18 @@ class Preparer:
         except PlanningError as error:
             return Fact("False", Reason.DOES_NOT_FIT, str(error)), None
         return Fact("True", Reason.FITS, "; ".join(result.notes)), result.plan
+
+
+def _not_planned(error: Exception, plan: PlanStatus) -> str:
+    """Why there is no plan, and what is done in its place."""
+    recomputed = ", activations recomputed" if plan.gradient_checkpointing else ""
+    fields = "training.microBatchSize"
+    if plan.nodes * plan.gpus_per_node > 1:
+        fields = f"parallelism.strategy and {fields}"
+    return (
+        f"{error}; not planned: strategy {plan.strategy}, micro-batch {plan.micro_batch_size}{recomputed} ({fields} "
+        "choose otherwise); the trainer checks in its first seconds"
+    )
 
 
 def _known(status: FineTuneJobStatus, generation: int, override: int | None) -> Fact | None:

@@ -15,6 +15,8 @@ from finetune_operator.errors import FinetuneError
 
 PREFIX = "FINETUNE_"
 _LISTS = (["watch_namespaces"], ["permissions", "service_accounts"])
+_UserNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Not root's."""
 
 
 class GpuType(ApiModel):
@@ -38,6 +40,11 @@ def _from_json(value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _none_where_empty(value: object) -> object:
+    """A variable cannot be null."""
+    return None if value == "" else value
 
 
 class TrainerDefaults(ApiModel):
@@ -65,6 +72,8 @@ class TrainerDefaults(ApiModel):
     authority that it knows of itself."""
     model_mirror_claim: str | None = None
     """PersistentVolumeClaim with a mirror of hub models, for sites without internet access."""
+    run_as_user: Annotated[_UserNumber | None, BeforeValidator(_none_where_empty)] = 65532
+    """Number of the user and of the group that pods run as; empty where the cluster assigns them, as OpenShift does."""
 
     def gpu_type(self, resource: str) -> GpuType:
         """What holds for GPUs of a resource name."""

@@ -77,10 +77,14 @@ class Helm:
         return ["--values", str(path)]
 
     def template(
-        self, values: Mapping[str, Any] | Path | None = None, *arguments: str, chart: Path = CHART
+        self,
+        values: Mapping[str, Any] | Path | None = None,
+        *arguments: str,
+        chart: Path = CHART,
+        release: str = RELEASE,
     ) -> Rendered:
         """What the chart gives."""
-        text = self.run("template", RELEASE, str(chart), *self.values(values), *arguments)
+        text = self.run("template", release, str(chart), *self.values(values), *arguments)
         return Rendered([one for one in yaml.load_all(text, yaml.CSafeLoader) if one])
 
     def refuses(self, values: Mapping[str, Any]) -> str:

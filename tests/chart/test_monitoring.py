@@ -33,10 +33,13 @@ QUERIES = {rule["alert"]: [rule["expr"]] for rule in RULES} | PANELS
 def exported() -> dict[str, set[str]]:
     """Label names of every sample of an operator that has seen something of everything."""
     metrics = Metrics()
-    ref = JobRef("team-a", "qa")
+    refs = [JobRef("team-a", "qa"), JobRef("team-a", "waits")]
     progress = {"percent": 10, "loss": 1.0, "tokensPerSecond": 5.0}
-    job = replace(observed_job(), status={"phase": Phase.RUNNING, "progress": progress})
-    metrics.watch(lambda: [ref], lambda _: job, lambda: 1)
+    jobs = {
+        refs[0]: replace(observed_job(), status={"phase": Phase.RUNNING, "progress": progress}),
+        refs[1]: observed_job(),
+    }
+    metrics.watch(lambda: refs, jobs.get, lambda: 1)
     metrics.count_request("list", "Pod")
     metrics.count_failure("InfrastructureFailure")
     metrics.observe_reconcile("ok", 0.1)
@@ -72,8 +75,17 @@ def test_queries_are_valid_and_of_metrics_that_there_are(exported: dict[str, set
             labels = {matcher.name for matcher in one.matchers.matchers}
             grouped = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", query))))
             assert labels | grouped <= exported[one.name], query
-        for phase in re.findall(r'phase="(\w+)"', query):
-            assert phase in Phase.ALL
+        for phases in re.findall(r'phase=~?"([\w|]+)"', query):
+            assert set(phases.split("|")) <= set(Phase.ALL)
+
+
+def test_jobs_that_do_not_start_are_seen_in_every_phase_that_they_wait_in() -> None:
+    """A pod without a node keeps its job Pending; one that pulls its image, Starting."""
+    (query,) = QUERIES["FinetuneJobsDoNotStart"]
+    (selector,) = selectors(promql_parser.parse(query))
+    assert selector.name == "finetune_jobs_waiting_since_timestamp_seconds"
+    (phases,) = (one.value for one in selector.matchers.matchers if one.name == "phase")
+    assert set(phases.split("|")) == {Phase.PENDING, Phase.STARTING}
 
 
 def test_alerts_say_what_it_is_and_what_to_do() -> None:

@@ -65,6 +65,7 @@ TYPOS: list[tuple[dict[str, Any], str]] = [
     ({"operator": {"parallelReconciles": 0}}, "parallelReconciles"),
     ({"operator": {"logFormat": "xml"}}, "logFormat"),
     ({"image": {"digest": "sha256:abc"}}, "digest"),
+    ({"trainer": {"runAsUser": 0}}, "runAsUser"),
 ]
 
 

@@ -256,6 +256,29 @@ def test_numbers_in_short_are_those_that_people_write(browser: Browser, client: 
         assert page.evaluate(WORDS) == words
 
 
+CHANGES = """async () => {
+  const { evaluation } = await import("./static/result.js");
+  const metrics = [
+    ["rewardMargin", -0.31, 0.42], ["pearson", -0.05, -0.25], ["spearman", 0.02, -0.01], ["rewardMargin", 0, 0.5],
+    ["loss", 0.4, -0.1], ["exactMatch", 0, 0.25], ["perplexity", 10, 5], ["accuracy", 0.5, 0.6], ["pearson", 0, 0],
+  ];
+  return metrics.map(([name, base, tuned]) => {
+    const page = evaluation({ result: { evaluation: { base: { [name]: base }, tuned: { [name]: tuned } } } });
+    const cell = page.querySelector("td:last-child span");
+    return `${cell.textContent}, ${cell.className}`;
+  });
+}"""
+
+
+def test_a_change_is_told_with_its_sign_also_below_zero(browser: Browser, client: Client) -> None:
+    less = "\N{MINUS SIGN}"
+    with opened(browser, client) as page:
+        assert page.evaluate(CHANGES) == [
+            "+0.73 better, good", f"{less}0.2 worse, bad", f"{less}0.03 worse, bad", "+0.5 better, good",
+            f"{less}0.5 better, good", "+0.25 better, good", f"{less}50 % better, good", "+20 % better, good", "0, ",
+        ]  # fmt: skip
+
+
 def test_time_goes_on_where_nothing_else_changes(browser: Browser, world: World, client: Client) -> None:
     began = time.time()
     world.dashboard._now = lambda: began

@@ -327,14 +327,14 @@ LARGEST: list[Any] = ["a: [" + "[],x," * 20_000 + "]", {"a": [0] * 63_000}]
 @pytest.mark.parametrize("manifest", LARGEST, ids=["text", "object"])
 def test_the_largest_manifests_do_not_hold_up_the_others(client: Client, manifest: Any) -> None:
     client.ask("api/about")
-    whole = time.perf_counter()
+    whole, waited = time.perf_counter(), 0.0
     with ThreadPoolExecutor() as threads:
         checks = [threads.submit(client.check, manifest, token=NOBODY) for _ in range(3)]
-        slowest = 0.0
         while not all(check.done() for check in checks):
             began = time.perf_counter()
             assert client.ask("api/about").status == 200
-            slowest = max(slowest, time.perf_counter() - began)
-            time.sleep(0.02)
+            waited += time.perf_counter() - began
+            time.sleep(0.1)
     assert all(check.result().status == 200 and not check.result().data["valid"] for check in checks)
-    assert slowest < (time.perf_counter() - whole) / 5
+    # Otherwise somebody who asks waits nearly all the time; one that is slow may be a busy machine's.
+    assert waited < 0.7 * (time.perf_counter() - whole)

@@ -90,7 +90,7 @@ def test_every_base_can_be_given_by_digest(path: Path) -> None:
 
 
 @both
-def test_the_user_is_a_number_other_than_root_and_no_pod_says_otherwise(path: Path) -> None:
+def test_the_user_is_a_number_other_than_root_and_no_pod_says_another(path: Path) -> None:
     file = Dockerfile(path)
     assert file.last("USER") == USER
     assert f"--uid {USER.partition(':')[0]} " in " ".join(file.all("RUN", stage=file.stages))
@@ -98,7 +98,8 @@ def test_the_user_is_a_number_other_than_root_and_no_pod_says_otherwise(path: Pa
         contexts = (pod["securityContext"], container(pod)["securityContext"])
         assert contexts[0]["runAsNonRoot"] is True
         assert contexts[1]["readOnlyRootFilesystem"] is True
-        assert not any("runAsUser" in one or "runAsGroup" in one for one in contexts)
+        for field, own in zip(("runAsUser", "runAsGroup"), USER.split(":"), strict=True):
+            assert {str(one[field]) for one in contexts if field in one} <= {own}, field
 
 
 @both

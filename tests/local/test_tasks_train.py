@@ -59,6 +59,7 @@ def test_a_preference_run_leaves_an_adapter_that_prefers(
     assert (base["rewardMargin"], base["rewardAccuracy"]) == (0.0, 0.5)
     assert tuned["rewardAccuracy"] > 0.9 and tuned["rewardMargin"] > 0.5
     assert manifest.evaluation == result.evaluation
+    assert result.evaluation.samples == (16 if objective == "kto" else 8)
     assert manifest.data.classes == {"liked": 16, "disliked": 16}
     assert manifest.data.format == ("unpaired" if objective == "kto" else "preference")
     assert "eval_loss" in progress.reports[-1][2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,12 @@ def test_a_manifest_does_not_say_whether_code_runs_where_it_is_merged(
     config = trainer_config(model, tmp_path / "d")
     config = config.model_copy(update={"model": config.model.model_copy(update={"trust_remote_code": True})})
     manifest = result_manifest("adapter/x") | {"files": [], "configuration": json.loads(config.to_json())}
+    manifest["baseModel"] = {
+        "uri": config.model.uri,
+        "configSha256": hashlib.sha256((model / "config.json").read_bytes()).hexdigest(),
+        "architecture": "X",
+        "parameters": 1,
+    }
     result = tmp_path / "result"
     (result / "adapter").mkdir(parents=True)
     (result / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

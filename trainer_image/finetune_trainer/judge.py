@@ -62,4 +62,4 @@ class Judge:
         answers = answer(model, self._tokenizer, self._prompts, self._config, self._device)
         given = [prompt.reference for prompt in self._prompts]
         text = text_metrics(self._config.evaluation.metrics, answers, given) if answers else {}
-        return Judgement(scores, tuple(answers), text)
+        return Judgement(scores, tuple(answers), text, self._task.held_out if scores is not None else 0)

@@ -188,7 +188,7 @@ def checkpoint_blocks(
         if not hasattr(block, "gradient_checkpointing"):
             if enabled:
                 raise UsageError(
-                    f"spec.training.gradientCheckpointing: {type(block).__name__} does not support it; set it to false"
+                    f"spec.training.gradientCheckpointing: {type(block).__name__} does not support it; set it to never"
                 )
             continue
         block.gradient_checkpointing = enabled and index >= lowest and (blocks is None or index < lowest + blocks)

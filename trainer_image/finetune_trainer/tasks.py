@@ -22,6 +22,10 @@ from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 class Task(Protocol):
     """One job's way to learn. Calls come in the order of these methods."""
 
+    @property
+    def held_out(self) -> int:
+        """Held-out samples that are scored; a pair is one."""
+
     def begin(self, model: nn.Module) -> None:
         """Look at the model before anything of it is changed."""
 
@@ -69,6 +73,7 @@ class SupervisedTask:
         self._device = device
         self._rows = _rows(data.train, config)
         held_out = data.validation[: config.evaluation.max_samples] if data.validation is not None else None
+        self.held_out = len(held_out) if held_out is not None else 0
         self._held_out = _rows(held_out, config)
         self._collate = _collator(config, tokenizer)
 

@@ -20,15 +20,15 @@
 {{- end }}
 
 {{- define "finetune.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "finetune.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "finetune.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "finetune.labels" -}}
 {{ include "finetune.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{- define "finetune.serviceAccount" -}}
@@ -54,6 +54,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- define "finetune.dashboardHost" -}}
 {{- printf "%s-dashboard.%s.svc" (include "finetune.fullname" .) .Release.Namespace }}
+{{- end }}
+
+{{/* The container's ports, as far as their servers are on: each has one of its own. */}}
+{{- define "finetune.ports" -}}
+{{- $servers := list (list "metrics" .Values.metrics.port) }}
+{{- if .Values.progress.enabled }}
+{{- $servers = append $servers (list "progress" .Values.progress.port) }}
+{{- end }}
+{{- if .Values.dashboard.enabled }}
+{{- $servers = append $servers (list "dashboard" .Values.dashboard.port) }}
+{{- end }}
+{{- $taken := dict }}
+{{- range $servers }}
+{{- $name := first . }}
+{{- $port := int (last .) | toString }}
+{{- with get $taken $port }}
+{{- fail (printf "%s.port and %s.port are both %s; give each server a port of its own" . $name $port) }}
+{{- end }}
+{{- $_ := set $taken $port $name }}
+- name: {{ $name }}
+  containerPort: {{ $port }}
+{{- end }}
 {{- end }}
 
 {{/* How the progress server and the dashboard get their certificate: none, own, or files. */}}
@@ -131,6 +153,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - name: FINETUNE_TRAINER__MODEL_MIRROR_CLAIM
   value: {{ . | quote }}
 {{- end }}
+- name: FINETUNE_TRAINER__RUN_AS_USER
+  value: {{ with .Values.trainer.runAsUser }}{{ int64 . | quote }}{{ else }}""{{ end }}
 {{- if or .Values.progress.enabled .Values.dashboard.enabled }}
 - name: FINETUNE_ADDRESS
   valueFrom: {fieldRef: {fieldPath: status.podIP}}

@@ -26,9 +26,13 @@ def main() -> None:
         show(str(error))
         sys.exit(exit_code(error))
     except Exception as error:
-        from finetune_operator.cli.failure import show
+        from finetune_operator.cli.failure import FAILED, refusal, show
 
         if debug:
             traceback.print_exc()
+        refused = refusal(error)
+        if refused is not None:
+            show(refused)
+            sys.exit(FAILED)
         show(f"internal error: {type(error).__name__}: {error}\nThis is a defect. Run again with --debug to see where.")
         sys.exit(_INTERNAL)

@@ -64,6 +64,13 @@ class MergeFormat(StrEnum):
     GGUF = "gguf"
 
 
+def _named(manifest: str | None, filename: str | None) -> str | None:
+    """The manifest that was named in one way or the other. Raises a usage error where it was in both."""
+    if manifest is not None and filename is not None:
+        raise typer.BadParameter(f"this command takes one job, not {manifest} and -f {filename}; name one of them")
+    return manifest if manifest is not None else filename
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works anywhere.")] = False,
@@ -96,7 +103,9 @@ def run(
         ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="A line for each change instead of the live view.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: forget what is in the run's folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: remove what a run left in its folder; pvc stays.")
+    ] = False,
     status: Annotated[bool, typer.Option("--status", help="Print the final status as YAML at the end.")] = False,
 ) -> None:
     """Run a job on this machine, without a cluster. Ctrl-C suspends it; the same command continues it.
@@ -106,7 +115,7 @@ def run(
     from finetune_operator.cli.run import RunArguments, run_command
 
     arguments = RunArguments(
-        manifest=manifest or filename,
+        manifest=_named(manifest, filename),
         output=output,
         buckets=buckets,
         model_mirror=model_mirror,
@@ -147,7 +156,7 @@ def plan(
     """Show what a job would train and how much GPU memory it needs. Exit code 3 when it does not fit."""
     from finetune_operator.cli.plan import plan_command
 
-    raise typer.Exit(plan_command(manifest or filename, output.value, gpu_memory, model_mirror))
+    raise typer.Exit(plan_command(_named(manifest, filename), output.value, gpu_memory, model_mirror))
 
 
 @app.command()
@@ -160,7 +169,7 @@ def render(
     """Print the objects that the operator would create for a job's first attempt."""
     from finetune_operator.cli.render import render_command
 
-    raise typer.Exit(render_command(manifest or filename, output.value, model_mirror))
+    raise typer.Exit(render_command(_named(manifest, filename), output.value, model_mirror))
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The two consoles. Everything that the command line writes goes through one of them."""
+"""The two consoles. Everything that the command line writes goes through one of them.
+
+They know no markup: what is shown, in tables too, has people's words in it, such as `[/INST]` or a folder `models[v2]`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from rich.console import Console
 
 def stdout() -> Console:
     """For results."""
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, markup=False, emoji=False)
 
 
 def stderr() -> Console:
     """For errors and remarks."""
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, markup=False, emoji=False)
 
 
 def write(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from finetune_operator import constants as c
 from finetune_operator.cli.console import stdout, write
+from finetune_operator.cli.failure import FAILED, show
 from finetune_operator.cli.progress_text import progress_line, reason
 from finetune_operator.cli.run import RUNS_FOLDER
 from finetune_operator.errors import FinetuneError, NotSupported
@@ -30,9 +31,8 @@ def status_command(run: str | None, output: str, namespace: str | None) -> int:
             f"kubectl get finetunejob {run or ''} -n {namespace} -o yaml"
         )
     if run is None:
-        _show_all(output)
-    else:
-        _show_one(_folder(run), output)
+        return _show_all(output)
+    _show_one(_folder(run), output)
     return 0
 
 
@@ -44,11 +44,30 @@ def _folder(run: str) -> Path:
     raise FinetuneError(f"no run in {run} or {Path(RUNS_FOLDER) / run}; name the folder that finetune run wrote to")
 
 
-def _show_all(output: str) -> None:
-    runs = [(state.parent, _job(state.parent)) for state in sorted(Path(RUNS_FOLDER).glob("*/state.json"))]
+def _show_all(output: str) -> int:
+    """Show every run that can be read, then say which cannot. The exit code: 1 where there is one of those."""
+    runs, problems = _runs()
     if output != "table":
         _dump({"kind": "List", "apiVersion": "v1", "items": [job for _, job in runs]}, output)
-        return
+    elif runs or not problems:
+        _show_table(runs)
+    for problem in problems:
+        show(problem)
+    return FAILED if problems else 0
+
+
+def _runs() -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """Folder and job of each run here, and what is wrong with the others."""
+    runs, problems = [], []
+    for state in sorted(Path(RUNS_FOLDER).glob("*/state.json")):
+        try:
+            runs.append((state.parent, _job(state.parent)))
+        except FinetuneError as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def _show_table(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
     table = Table("name", "phase", "method", "progress", "folder", box=None)
     for folder, job in runs:
         status = job.get("status") or {}

@@ -14,7 +14,8 @@ _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_ta
 _FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 _REMOTE = "REMOTE:"
 """Before the name of a data set of the Hub in `dataset_dir`, which then holds `dataset_info.json` and the files."""
-_USUAL_COLUMNS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
+_USUAL_COLUMNS = {"chosen": ("chosen",), "rejected": ("rejected",), "kto_tag": ("kto_tag", "label")}
+"""Names with which these are found without spec.dataset.columns, which cannot name them."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,23 @@ def _layout_of(entry: Mapping[str, Any], *, pretraining: bool) -> tuple[dict[str
     layout: dict[str, Any] = {}
     lacks = [name for name in ("script_url", "subset", "split", "folder") if entry.get(name)]
     formatting = str(entry.get("formatting", "alpaca"))
+    columns = entry.get("columns")
+    columns = columns if isinstance(columns, Mapping) else {}
     if pretraining:
         layout["format"] = "text"
+    elif columns.get("kto_tag") and not entry.get("ranking") and formatting in _FORMATS:
+        # The answers are judged one by one, whatever form the conversations have.
+        layout["format"] = "unpaired"
     elif not entry.get("ranking") and formatting in _FORMATS:
         layout["format"] = _FORMATS[formatting]
     elif formatting not in _FORMATS:
         lacks.append(f"formatting {formatting}")
-    columns = entry.get("columns")
-    for key, value in columns.items() if isinstance(columns, Mapping) else ():
+    for key, value in columns.items():
         if pretraining and key == "prompt":
             layout.setdefault("columns", {})["text"] = value
         elif key in _COLUMNS:
             layout.setdefault("columns", {})[key] = value
-        elif _USUAL_COLUMNS.get(key) != value:
+        elif value not in _USUAL_COLUMNS.get(key, ()):
             lacks.append(f"columns.{key}")
     tags = entry.get("tags")
     for key, value in tags.items() if isinstance(tags, Mapping) else ():

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_operator.convert.notes import Outcome
 
 _OFF: tuple[Any, ...] = (False, "", "none", [], {}, 0)
+_NOT_DURING = "nothing is evaluated during training; held-out data are evaluated before and after it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ PLACELESS: dict[str, Placeless] = dict(
         *_all("save_only_model", Outcome.OURS, "a result is the model alone; checkpoints can always be continued"),
         *_all("gradient_checkpointing activation_checkpointing", Outcome.OURS,
               "as few blocks are recomputed as memory asks for"),
-        *_all("do_eval eval_strategy eval_steps evaluation_strategy eval_on_start eval_delay", Outcome.OURS,
-              "held-out data are evaluated before and after training"),
+        *_all("do_eval eval_on_start", Outcome.OURS, "held-out data are evaluated before and after training"),
         *_all("compute_accuracy", Outcome.OURS, "accuracy is among the metrics"),
         *_all("per_device_eval_batch_size eval_accumulation_steps", Outcome.OURS, "chosen to fit"),
         *_all("enable_liger_kernel use_liger_kernel liger_kernel_config use_v1_kernels use_unsloth",
@@ -56,8 +56,8 @@ PLACELESS: dict[str, Placeless] = dict(
         # What has to do with one machine, one process, or the look of a run.
         *_all("preprocessing_num_workers preprocessing_batch_size overwrite_cache dataloader_num_workers"
               " dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_drop_last"
-              " tokenized_path data_shared_file_system streaming buffer_size group_by_length data_seed"
-              " disable_shuffling", Outcome.DROPPED, "how data are prepared is the trainer's affair"),
+              " tokenized_path data_shared_file_system streaming buffer_size group_by_length data_seed",
+              Outcome.DROPPED, "how data are prepared is the trainer's affair"),
         *_all("use_reentrant_gc print_param_status disable_tqdm log_level"
               " log_level_replica log_on_each_node logging_nan_inf_filter use_cpu local_rank ddp_backend"
               " ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers save_safetensors tf32"
@@ -70,6 +70,8 @@ PLACELESS: dict[str, Placeless] = dict(
               " eval_do_concat_batches eval_use_gather_object include_for_metrics label_names length_column_name"
               " train_sampling_strategy trackio_space_id trackio_bucket_id trackio_static_space_id",
               Outcome.DROPPED, "a detail of its trainer"),
+        *_all("eval_strategy evaluation_strategy", Outcome.DROPPED, _NOT_DURING, ("no", False)),
+        *_all("eval_steps eval_delay", Outcome.DROPPED, _NOT_DURING),
         *_all("cache_dir media_dir offload_folder download_mode", Outcome.DROPPED, "a folder of one machine"),
         *_all("run_name project", Outcome.DROPPED, "metadata.name names a job (--name)"),
         *_all("ray_init_kwargs ray_run_name ray_storage_path ray_storage_filesystem resources_per_worker"
@@ -123,6 +125,7 @@ PLACELESS: dict[str, Placeless] = dict(
               "a model is divided by DeepSpeed or FSDP here; see parallelism.strategy", (0, 1, False)),
         *_all("use_mca use_megatron_bridge use_hyper_parallel hyper_parallel_args use_kt", Outcome.HAND,
               "not here; see `finetune plan` for whether the job fits without it", _OFF, "training"),
+        *_all("disable_shuffling", Outcome.HAND, "samples are always shuffled; not carried", _OFF, "dataset"),
         *_all("fp8", Outcome.HAND, "products in FP8 are for method qlora here: quantization.type fp8", _OFF,
               "training"),
         *_all("use_dft_loss use_asft_loss use_eaft_loss label_smoothing_factor pref_bco_weight ld_alpha"

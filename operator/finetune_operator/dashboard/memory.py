@@ -10,8 +10,9 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from finetune_operator.constants import Phase
 from finetune_operator.observed import JobRef, ObservedJob
@@ -140,6 +141,13 @@ class JobMemory:
         self.curves = {name: Curve() for name in METRICS}
         self.failures: deque[Failure] = deque(maxlen=ENTRIES)
         self.events: deque[Happening] = deque(maxlen=ENTRIES)
+
+    def copy(self) -> Self:
+        """The course as it is now, for a thread to read while this one goes on."""
+        found = type(self)()
+        found.curves = deepcopy(self.curves)
+        found.failures, found.events = self.failures.copy(), self.events.copy()
+        return found
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Take in a progress report; one that names no step is of no use to a curve."""

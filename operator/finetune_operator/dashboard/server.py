@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +18,7 @@ from finetune_operator.dashboard import assets, views
 from finetune_operator.dashboard.access import Access, Unauthenticated, Visible
 from finetune_operator.dashboard.checking import MAX_BYTES, Answer, BadRequest, Question
 from finetune_operator.dashboard.form import form
-from finetune_operator.dashboard.source import Source
+from finetune_operator.dashboard.source import JobRecord, Source
 from finetune_operator.errors import FinetuneError, ReviewFailed
 from finetune_operator.observed import JobRef, ObservedJob
 
@@ -32,6 +32,8 @@ _ROWS_AT_ONCE = 100
 _READ_SECONDS = 5.0
 _CHECKS = 1
 _CHECKS_WAITING = 16
+_PAGES = 1
+"""Pages that are made at a time: threads take turns with the event loop."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -70,6 +72,7 @@ class DashboardServer:
         self._assets = assets.load()
         self._checks = asyncio.Semaphore(_CHECKS)
         self._checks_waiting = 0
+        self._pages = asyncio.Semaphore(_PAGES)
         # A row is made once for each version of its job, however many look at it.
         self._rows: dict[JobRef, _Row] = {}
 
@@ -154,7 +157,11 @@ class DashboardServer:
         record = await self._source.record(ref) if await viewer.namespaces([ref.namespace]) else None
         if record is None:
             return _problem(404, f"there is no FineTuneJob {ref}, or you may not see it")
-        return _json(request, views.page(record))
+        # In a thread, as a job may be as large as an API server takes. Reports go on coming in meanwhile.
+        record = replace(record, memory=record.memory.copy())
+        async with self._pages:
+            body, etag = await asyncio.to_thread(_page, record)
+        return _tagged(request, body, "application/json", etag)
 
     async def _post_check(self, request: web.Request) -> web.StreamResponse:
         await self._access.viewer(request.headers)
@@ -196,6 +203,12 @@ class DashboardServer:
     def _row(self, job: ObservedJob) -> _Row:
         version, known = (job.uid, job.resource_version), self._rows.get(job.ref)
         return known if known is not None and known.version == version else _Row(version, _text(views.row(job)))
+
+
+def _page(record: JobRecord) -> tuple[bytes, str]:
+    """The page of a job, and its tag. Called in a thread."""
+    body = _encoded(_text(views.page(record)))
+    return body, assets.etag_of(body)
 
 
 def _text(data: Any) -> str:

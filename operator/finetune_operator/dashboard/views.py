@@ -72,7 +72,7 @@ def page(record: JobRecord) -> Wire:
         "events": clean([asdict(one) for one in memory.events]),
         "pods": [_pod(one) for one in sorted(record.pods, key=lambda pod: (pod.attempt, pod.role, pod.index))],
         "result": clean(status.get("result")),
-        "answers": clean(list(record.answers)),
+        "answers": [clean(one) for one in record.answers],
         "curves": {name: curve.points() for name, curve in memory.curves.items() if len(curve)},
     }
 

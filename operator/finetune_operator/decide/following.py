@@ -12,7 +12,7 @@ from finetune_operator.observed import ObservedAttempt
 from finetune_operator.times import rfc3339
 
 UNATTENDED_SECONDS = 60.0
-"""A PyTorchJob without conditions for so long has no training operator."""
+"""How long the training operator may take to create the pods of an attempt. It takes a second, where nobody refuses."""
 ATTEMPTS_KEPT = 2
 """PyTorchJobs that are kept, for their pods' logs."""
 
@@ -23,7 +23,7 @@ def follow(view: View) -> Decision:
     state = replace(view.state, phase=phase, reason=reason, message=message, stopping=False, report=view.report)
     actions = tuple(DeleteAttempt(one) for one in surplus(view, newest=view.current))
     decision = Decision(state, actions)
-    for seconds in (_unattended_in(view), stall_in(view), _blocked_in(view), _stranded_in(view)):
+    for seconds in (_overdue_in(view), stall_in(view), _blocked_in(view), _stranded_in(view)):
         # What is due already was not acted upon, and looking again at once would not change that.
         if seconds is not None and seconds > 0:
             decision = decision.within(seconds)
@@ -53,15 +53,8 @@ def _describe(view: View) -> tuple[str, str, str]:
     attempt = view.attempt
     if attempt is None:
         return created(view, view.current)
-    if not attempt.conditions and _unattended_in(view) is None:
-        return (
-            Phase.QUEUED if attempt.suspended else Phase.PENDING,
-            Reason.WAITING_FOR_PODS,
-            f"nobody has taken up PyTorchJob {attempt.name} for {view.now - attempt.created_at:.0f} s: the Kubeflow "
-            "training operator does not seem to run; check its deployment",
-        )
     if attempt.suspended:
-        return _queued(view, attempt.name)
+        return _queued(view, attempt.name) if attempt.conditions or not _is_overdue(view, attempt) else _nobody(attempt)
     if view.leaving:
         return _leaving(view)
     if view.running_since is not None or _reported(view):
@@ -84,6 +77,34 @@ def created(view: View, number: int) -> tuple[str, str, str]:
     return Phase.PENDING, Reason.ATTEMPT_CREATED, message
 
 
+def _missing(attempt: ObservedAttempt, there: int, expected: int) -> tuple[str, str, str]:
+    """Phase, reason and message of an attempt whose pods do not come.
+
+    The training operator tells of a pod that it cannot create by an event only: it writes no condition meanwhile, so
+    that without pods and without conditions nobody can tell whether it runs.
+    """
+    has = f"has {there} of its {expected} pods" if there else f"has none of its pods ({expected})"
+    message = (
+        f"PyTorchJob {attempt.name} {has}: {_why(attempt)}. Most often it is a ResourceQuota, Pod Security or another "
+        "admission policy, or a value in spec.scheduling or spec.trainer.podTemplate that no pod may have"
+    )
+    unknown = "" if there else "; where it has no events, the Kubeflow training operator does not seem to run"
+    return Phase.PENDING, Reason.PODS_MISSING, message + unknown
+
+
+def _why(attempt: ObservedAttempt) -> str:
+    return f"`kubectl describe pytorchjob {attempt.name} -n {attempt.namespace}` tells who refuses them"
+
+
+def _nobody(attempt: ObservedAttempt) -> tuple[str, str, str]:
+    """Of a PyTorchJob that waits for Kueue: the training operator writes that down at once."""
+    message = (
+        f"nobody has taken up PyTorchJob {attempt.name}: the Kubeflow training operator does not seem to run; check "
+        "its deployment"
+    )
+    return Phase.QUEUED, Reason.WAITING_FOR_PODS, message
+
+
 def _queued(view: View, name: str) -> tuple[str, str, str]:
     where = f" to queue {view.queue}" if view.queue else ""
     return Phase.QUEUED, Reason.QUEUED, f"waiting for Kueue to admit PyTorchJob {name}{where}"
@@ -100,6 +121,12 @@ def _leaving(view: View) -> tuple[str, str, str]:
 
 
 def _starting(view: View) -> tuple[str, str, str]:
+    attempt, expected = view.attempt, _expected(view)
+    if attempt is not None and len(view.pods) < expected:
+        if attempt.is_true("Suspended"):
+            return _let_go(attempt)
+        if _is_overdue(view, attempt):
+            return _missing(attempt, len(view.pods), expected)
     if not view.pods:
         return created(view, view.current)
     for pod in view.pods:
@@ -108,19 +135,39 @@ def _starting(view: View) -> tuple[str, str, str]:
             why = scheduled.message or scheduled.reason
             return Phase.PENDING, Reason.WAITING_FOR_PODS, f"pod {pod.name} cannot be scheduled: {why}"
     running = sum(any(c.name == CONTAINER and c.state == "running" for c in pod.containers) for pod in view.pods)
-    expected = view.state.plan.nodes if view.state.plan else len(view.pods)
     blocked = blocked_start(view.pods)
     message = f"{running} of {expected} pods run" + (f"; {blocked}" if blocked else "")
     return Phase.STARTING, Reason.WAITING_FOR_PODS, message
 
 
-def _unattended_in(view: View) -> float | None:
-    """Seconds until a PyTorchJob that got no condition counts as forgotten; None when it has some, or counts so."""
+def _let_go(attempt: ObservedAttempt) -> tuple[str, str, str]:
+    """Since when is not known: the training operator writes it down with the pods."""
+    message = f"Kueue has let PyTorchJob {attempt.name} go; where its pods do not come, {_why(attempt)}"
+    return Phase.PENDING, Reason.ATTEMPT_CREATED, message
+
+
+def _expected(view: View) -> int:
+    """How many pods the attempt has once all of them are there."""
+    return view.state.plan.nodes if view.state.plan else max(1, len(view.pods))
+
+
+def _is_overdue(view: View, attempt: ObservedAttempt) -> bool:
+    """Whether all of its pods, or the word that it waits for Kueue, should be there by now."""
+    return _due_at(attempt) <= view.now
+
+
+def _due_at(attempt: ObservedAttempt) -> float:
+    """A minute after it was created, or was last seen to change: Kueue may have held it back until then."""
+    changes = (one.since for one in attempt.conditions.values() if one.since is not None)
+    return max((attempt.created_at, *changes)) + UNATTENDED_SECONDS
+
+
+def _overdue_in(view: View) -> float | None:
+    """Seconds until that is so; None where nothing is missing."""
     attempt = view.attempt
-    if attempt is None or attempt.conditions:
+    if attempt is None or (attempt.conditions if attempt.suspended else len(view.pods) >= _expected(view)):
         return None
-    remaining = attempt.created_at + UNATTENDED_SECONDS - view.now
-    return remaining if remaining > 0 else None
+    return _due_at(attempt) - view.now
 
 
 def _stranded_in(view: View) -> float | None:

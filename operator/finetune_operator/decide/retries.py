@@ -11,6 +11,7 @@ from finetune_operator.decide.view import View
 from finetune_operator.failures import Failure, Retry
 from finetune_operator.state import JobState, Preparation
 from finetune_operator.times import rfc3339
+from finetune_trainer.contract.vocabulary import Strategy
 
 BACKOFF_SECONDS = 10.0
 BACKOFF_LIMIT_SECONDS = 600.0
@@ -96,11 +97,23 @@ def _smaller(view: View, failure: Failure, attempts: AttemptsStatus) -> Decision
     if plan is None or smaller is None:
         advice = (
             "not even one row at a time fits; shorten spec.dataset.maxLength, set "
-            "training.gradientCheckpointing: offload, use qlora, train fewer layers, or take larger GPUs"
+            f"training.gradientCheckpointing: offload, use qlora, train fewer layers, or {_with_gpus(plan)}"
         )
         return give_up(view, failure.reason, f"{failure.message}; {advice}", attempts)
     attempts = attempts.model_copy(update={"memory_retries": attempts.memory_retries + 1, "micro_batch_size": smaller})
     return _again(view, failure, attempts, 0.0, f"micro-batch {smaller} instead of {plan.micro_batch_size}")
+
+
+def _with_gpus(plan: PlanStatus | None) -> str:
+    """What more room there may be on GPUs, by how the job was spread over them."""
+    if plan is None or plan.strategy == Strategy.SINGLE:
+        return "take larger GPUs, or several with spec.parallelism.strategy: fsdp"
+    if plan.strategy == Strategy.DDP:
+        return (
+            "set spec.parallelism.strategy: fsdp, which divides the model among the GPUs where the method allows it "
+            "(docs/strategies.md)"
+        )
+    return "take more or larger GPUs"
 
 
 def _smaller_micro_batch(plan: PlanStatus) -> int | None:

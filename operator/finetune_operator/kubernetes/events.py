@@ -22,8 +22,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 LIMIT = 10_000
 """Events that wait; beyond that the oldest are let go."""
 TRIES = 3
-PATIENCE_SECONDS = 15.0
-"""How long an event waits for jobs that are to be reconciled."""
+PATIENCE_SECONDS = 60.0
+"""How long an event waits for jobs that are to be reconciled: a burst of a thousand is over by then."""
 _LOOK_SECONDS = 0.1
 _MESSAGE_LIMIT = 1024
 """Characters of an Event's message."""

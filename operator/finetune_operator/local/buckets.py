@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from finetune_operator.api.v1alpha1 import FineTuneJob
-from finetune_operator.errors import FinetuneError
+from finetune_operator.errors import FinetuneError, RunError
 from finetune_trainer.contract import FileEntry, ResultManifest
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _MAX_MANIFEST_BYTES = 64 * 2**20
 _CHUNK = 2**20
 
 
-class StoreError(FinetuneError):
+class StoreError(RunError):
     """The object store refused, did not answer, or holds something else than it should."""
 
 
@@ -58,14 +60,12 @@ class Location:
 
 def named_buckets(job: FineTuneJob) -> tuple[str, ...]:
     """The buckets that a job reads from or writes to, each once."""
-    dataset, validation = job.spec.dataset, job.spec.dataset.validation
-    uris = [
-        job.spec.model.uri,
-        dataset.uri,
-        *(source.uri for source in dataset.sources or ()),
-        validation.uri if validation else None,
-        job.spec.output.uri,
-    ]
+    sets = [job.spec.dataset, *(one.dataset for one in job.spec.adapters or () if one.dataset)]
+    uris: list[str | None] = [job.spec.model.uri]
+    for data in sets:
+        uris += [data.uri, *(source.uri for source in data.sources or ())]
+        uris.append(data.validation.uri if data.validation else None)
+    uris.append(job.spec.output.uri)
     return tuple(dict.fromkeys(Location.parse(uri).bucket for uri in uris if uri and uri.startswith("s3://")))
 
 
@@ -104,8 +104,9 @@ def s3_client(endpoint: str | None, region: str | None, credentials: Mapping[str
 
 def seed(client: S3Client, folder: Path, buckets: tuple[str, ...]) -> Seeding:
     """Copy `<folder>/<bucket>/...` into each of `buckets`; an object of the same content is left alone.
+    Links are followed, also those to folders.
 
-    Raises StoreError that names the object.
+    Raises StoreError that names the object, FinetuneError for a link that leads back to a folder that it is in.
     """
     copied = kept = size = 0
     for bucket in buckets:
@@ -130,7 +131,7 @@ def download_result(client: S3Client, uri: str, manifest_sha256: str | None, tar
         manifest_sha256: what the job's status says of it.
         target: folder; one of an earlier download is replaced.
 
-    Raises StoreError for a file that is missing or is not what the manifest says.
+    Raises StoreError for a file that is missing or is not what the manifest says, or that cannot be written here.
     """
     location = Location.parse(uri)
     partial = target.with_name(f"{target.name}.partial")
@@ -145,12 +146,13 @@ def download_result(client: S3Client, uri: str, manifest_sha256: str | None, tar
         manifest = ResultManifest.model_validate_json(text)
     except ValueError as error:
         raise StoreError(f"{uri}/{MANIFEST} is no result manifest: {error}") from error
-    for entry in manifest.files:
-        _download(client, location, entry, partial / entry.path)
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / MANIFEST).write_bytes(text)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    with _writing(partial):
+        for entry in manifest.files:
+            _download(client, location, entry, partial / entry.path)
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / MANIFEST).write_bytes(text)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
     return manifest
 
 
@@ -164,6 +166,18 @@ def _download(client: S3Client, location: Location, entry: FileEntry, path: Path
         raise StoreError(
             f"{uri} has {size} bytes and SHA-256 {digest}, but its manifest says {entry.size_bytes} and {entry.sha256}"
         )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what this machine's disk refuses into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; free the disk and run again: what is "
+            "in S3 stays"
+        ) from error
 
 
 class _explained:
@@ -199,10 +213,22 @@ def _same(client: S3Client, bucket: str, key: str, size: int, digest: str) -> bo
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(file, key) for every file below a folder, by key."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path, path.relative_to(folder).as_posix()
+    """(file, key) for every file below a folder, by key; links are followed."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        for name in folders:
+            _refuse_circle(Path(parent, name))
+        found += [path for name in names if (path := Path(parent, name)).is_file()]
+    for path in sorted(found):
+        yield path, path.relative_to(folder).as_posix()
+
+
+def _refuse_circle(folder: Path) -> None:
+    """Raise FinetuneError for a link to a folder that the link itself is in: following it would never end."""
+    if folder.is_symlink() and any(folder.samefile(parent) for parent in folder.absolute().parents):
+        raise FinetuneError(
+            f"{folder}: this link to {folder.readlink()} leads back to a folder that it is in; remove the link"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 from finetune_operator.api.base import quantity_to_bytes
 
 _SECONDS = 20
-_LINE = re.compile(r"^\s*(\d+)\s*,\s*(\d+)\s*(?:MiB)?\s*$")
+_LINE = re.compile(r"^\s*(\d+)\s*,\s*(\d+)\s*(?:MiB)?\s*(?:,\s*(\S+)\s*)?$")
+_UUID = "GPU-"
+_QUERY = "--query-gpu=index,memory.total,uuid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Gpu:
 
     index: int
     memory_bytes: int
+    uuid: str = ""
+    """`GPU-` and hexadecimal digits, as nvidia-smi tells it."""
 
 
 def find_gpus() -> tuple[Gpu, ...]:
@@ -28,7 +32,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    command = [program, "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
+    command = [program, _QUERY, "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(  # nosec B603  # a list, no shell
             command, capture_output=True, text=True, timeout=_SECONDS, check=True
@@ -39,17 +43,19 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs from `nvidia-smi --query-gpu=index,memory.total --format=csv,noheader,nounits`; memory stands in MiB."""
+    """GPUs from the lines that `find_gpus` asks nvidia-smi for; memory stands in MiB there."""
     found = (_LINE.match(line) for line in text.splitlines())
-    return tuple(Gpu(int(match[1]), int(match[2]) * 2**20) for match in found if match)
+    return tuple(Gpu(int(match[1]), int(match[2]) * 2**20, match[3] or "") for match in found if match)
 
 
 def visible(gpus: Sequence[Gpu], mask: str | None) -> tuple[Gpu, ...]:
-    """Those of `gpus` that a CUDA_VISIBLE_DEVICES of our own leaves us; device UUIDs in it are not resolved."""
+    """Those of `gpus` that a CUDA_VISIBLE_DEVICES of our own leaves us. It names them by index or by UUID, of which the
+    first digits do; slices of a GPU (MIG) are not resolved."""
     if mask is None:
         return tuple(gpus)
     wanted = [part.strip() for part in mask.split(",")]
-    return tuple(gpu for gpu in gpus if str(gpu.index) in wanted)
+    begun = tuple(part for part in wanted if part.startswith(_UUID) and part != _UUID)
+    return tuple(gpu for gpu in gpus if str(gpu.index) in wanted or (begun and gpu.uuid.startswith(begun)))
 
 
 class GpuPool:

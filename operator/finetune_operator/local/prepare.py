@@ -116,8 +116,9 @@ def read_secret(argument: str) -> tuple[str, dict[str, str]]:
 
 
 def _absolute(uri: str, folder: Path) -> str:
-    path = (folder.absolute() / local_path(uri)).resolve()
-    if any(character.isspace() for character in str(path)):
+    # Links are not followed: the name of a linked file, not of what it leads to, says what kind of file it is.
+    path = os.path.normpath(folder.absolute() / local_path(uri))
+    if any(character.isspace() for character in path):
         raise FinetuneError(f"{uri}: the path {path} has a space in it, which a URI cannot have; move or rename it")
     return f"{_FILE}//{path}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune_operator.errors import FinetuneError
+from finetune_operator.errors import FinetuneError, RunError
 from finetune_trainer.contract import ResultManifest
 
 EVALUATION_FILE = "evaluation.json"
-_OURS = ("state.json", "state.tmp", "pods", "logs", "s3", "result", "result.partial", "pvc")
+_STATE, _STATE_NEXT, _LOCK, _CLAIMS = "state.json", "state.tmp", "lock", "pvc"
+_LEFT_BY_A_RUN = ("pods", "logs", "s3", "result", "result.partial")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class DirectoryInUse(FinetuneError):
@@ -31,7 +34,7 @@ class RunDirectory:
     @property
     def state(self) -> Path:
         """The objects, and the job's status among them."""
-        return self.path / "state.json"
+        return self.path / _STATE
 
     @property
     def logs(self) -> Path:
@@ -50,13 +53,13 @@ class RunDirectory:
 
     @property
     def claims(self) -> Path:
-        """One folder for each PersistentVolumeClaim."""
-        return self.path / "pvc"
+        """One folder for each PersistentVolumeClaim. The user puts files into them; runs only read them."""
+        return self.path / _CLAIMS
 
     def in_use(self) -> bool:
         """Whether a process holds the folder now."""
         try:
-            lock = os.open(self.path / "lock", os.O_RDONLY)
+            lock = os.open(self.path / _LOCK, os.O_RDONLY)
         except OSError:
             return False
         try:
@@ -80,28 +83,47 @@ class RunDirectory:
         """Hold the folder for this process; it is created where it is missing.
 
         Args:
-            fresh: remove what an earlier run left, and nothing else.
+            fresh: remove what an earlier run left, and nothing else; claims stay.
 
         Raises:
             DirectoryInUse: another process holds it.
-            FinetuneError: it cannot be used, or holds other people's files.
+            FinetuneError: it cannot be used, or holds other people's files, of which none is touched.
+            RunError: the disk is full, or what an earlier run left cannot be removed.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted(one.name for one in self.path.iterdir() if one.name not in (*_OURS, "lock"))
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._refuse_strangers(set(os.listdir(self.path)))
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise FinetuneError(f"cannot use {self.path}: {error.strerror}; name another folder with -o") from error
+            kind = RunError if error.errno in _FULL else FinetuneError
+            raise kind(f"cannot use {self.path}: {error.strerror}; name another folder with -o") from error
         try:
             self._acquire(lock)
-            if strangers and not self.state.exists():
-                shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-                raise FinetuneError(f"{self.path} holds other files ({shown}); name a new folder with -o")
             if fresh:
                 self._clear()
             yield
         finally:
             os.close(lock)
+
+    def _refuse_strangers(self, names: set[str]) -> None:
+        """Raise FinetuneError where no run has been in the folder and it holds more than claims: what is named like
+        something of ours is somebody else's there."""
+        if not names.isdisjoint({_STATE, _STATE_NEXT}):
+            return
+        ours = {_CLAIMS, _LOCK} if _LOCK in names and self._lock_is_ours() else {_CLAIMS}
+        strangers = sorted(names - ours)
+        if strangers:
+            shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+            raise FinetuneError(f"{self.path} holds other files ({shown}); name a new folder with -o")
+
+    def _lock_is_ours(self) -> bool:
+        """Whether the lock holds nothing but a process id, which `_acquire` writes; nothing at all just before that."""
+        path = self.path / _LOCK
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            text = stream.read(32).strip()
+        return text.isdigit() or not text
 
     def _acquire(self, lock: int) -> None:
         try:
@@ -112,16 +134,35 @@ class RunDirectory:
                 f"another finetune run (process {holder}) works in {self.path}; wait for it, stop it with Ctrl-C, or "
                 "name another folder with -o"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path / _LOCK}: {error.strerror}; free the disk, or name another folder with -o"
+            ) from error
 
     def _clear(self) -> None:
-        for name in _OURS:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what a run left. Where this is interrupted, the folder still counts as a run's, and the run as none
+        that can be continued."""
+        unfinished = self.path / _STATE_NEXT
+        try:
+            if self.state.exists():
+                self.state.replace(unfinished)
+            if not unfinished.exists():
+                return
+            for name in _LEFT_BY_A_RUN:
+                path = self.path / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            unfinished.unlink()
+        except OSError as error:
+            where = error.filename or self.path
+            raise RunError(
+                f"cannot clear {where}: {error.strerror}; remove it, or name another folder with -o"
+            ) from error
 
 
 def read_answers(result: Path) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -90,16 +90,19 @@ class SeaweedServer:
     def start(self, *, timeout: float = 20) -> None:
         """Start it and wait until it takes objects. It ends with the thread that called this, at the latest.
 
-        Raises SeaweedError, with the end of the log, where it does not get there within `timeout` seconds. It is then
+        Raises SeaweedError where its folder cannot be written, and, with the end of the log, where it does not get
+        there within `timeout` seconds. It is then
         started anew at most twice: its master has been seen to hang at the start after a kill, and a port may have been
         taken since it was found free.
         """
         if self._process is not None:
             return
-        self._prepare()
+        with self._starting():
+            self._prepare()
         for attempt in range(1, _START_TRIES + 1):
             self._ports = _free_ports()
-            self._process = self._spawn()
+            with self._starting():
+                self._process = self._spawn()
             with contextlib.ExitStack() as undo:
                 undo.callback(self.stop)
                 try:
@@ -156,6 +159,15 @@ class SeaweedServer:
             config=Config(connect_timeout=5, read_timeout=20, s3={"addressing_style": "path"}),
         )
         return client
+
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Turn what this machine refuses into SeaweedError."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.data_dir
+            raise SeaweedError(f"SeaweedFS cannot be started: {where}: {error.strerror}; is the disk full?") from error
 
     def _prepare(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

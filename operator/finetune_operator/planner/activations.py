@@ -12,7 +12,7 @@ other comes, so that the larger one counts.
 
 from __future__ import annotations
 
-from finetune_operator.planner.kept import block_bytes_per_token, trained_inputs
+from finetune_operator.planner.kept import block_bytes_per_token, inputs_from, most_inputs
 from finetune_operator.planner.workload import Batch, Workload
 from finetune_trainer.contract.vocabulary import Method, QuantizationType
 
@@ -72,8 +72,7 @@ def _waiting_bytes(work: Workload, batch: Batch) -> tuple[int, int]:
     kept = work.known.shape.blocks - work.lowest
     fixed = block_bytes_per_token(work) * batch.tokens + attention_bytes(work, batch)
     above = (kept - recomputed) * fixed
-    inputs = trained_inputs(work)
-    above += sum(size for block, size in inputs.items() if block >= work.lowest + recomputed) * batch.tokens
+    above += inputs_from(work)[work.lowest + recomputed] * batch.tokens
     mask = batch.rows * batch.length**2 if _masked(work) else 0
     on_gpu = min(1, recomputed) if batch.offloaded else recomputed
     return on_gpu * residual_bytes(work, batch) + mask, above
@@ -84,7 +83,7 @@ def block_bytes(work: Workload, batch: Batch) -> int:
     if work.known.shape.blocks == work.lowest:
         return 0
     fixed = block_bytes_per_token(work) * batch.tokens + attention_bytes(work, batch)
-    return fixed + max(trained_inputs(work).values(), default=0) * batch.tokens
+    return fixed + most_inputs(work) * batch.tokens
 
 
 def _temporary_bytes(work: Workload, batch: Batch) -> int:

@@ -9,7 +9,6 @@ from finetune_operator.errors import DoesNotFit
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
 from finetune_operator.planner.offload import fits_host, host_problem, memory_for
 from finetune_operator.planner.search import Candidate, batch_of, checkpointing_choices, choose, layouts, select_for
-from finetune_operator.planner.support import WITHOUT_CHECKPOINTING
 from finetune_operator.planner.workload import Batch, Workload, readable
 from finetune_trainer.contract import SelectionError
 from finetune_trainer.contract.vocabulary import Method, Optimizer, Strategy
@@ -69,7 +68,7 @@ def _remedies(
 ) -> Iterator[str]:
     def fits(changed: FineTuneJobSpec) -> Candidate | None:
         try:
-            changed_work = Workload.of(changed, work.known, select_for(changed, work.known.layout))
+            changed_work = _workload(changed, spec, work)
         except SelectionError:
             return None
         return choose(changed, changed_work, gpu_memory, None, strategies)
@@ -91,6 +90,17 @@ def _remedies(
                 break
 
 
+def _workload(changed: FineTuneJobSpec, spec: FineTuneJobSpec, work: Workload) -> Workload:
+    """What a changed spec asks of the model: most changes leave what is trained, and what was found of it, as it was.
+
+    Raises SelectionError.
+    """
+    if (changed.method, changed.layers, changed.lora) != (spec.method, spec.layers, spec.lora):
+        return Workload.of(changed, work.known, select_for(changed, work.known.layout))
+    changed_work = Workload.of(changed, work.known, work.selection, work.adapters)
+    return work if changed_work == work else changed_work
+
+
 def _need(found: Candidate) -> str:
     return f"{readable(found.memory.total)} at {found.batch.rows} rows a time"
 
@@ -106,7 +116,7 @@ def _more_host_memory(
 def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
     """Changes of one field each that cost less memory."""
     training = spec.training
-    if spec.method not in WITHOUT_CHECKPOINTING:
+    if spec.method.can_recompute:
         for choice in _RECOMPUTING.get(training.gradient_checkpointing, ()):
             changed = _with(spec, "training", gradient_checkpointing=choice)
             yield f"training.gradientCheckpointing: {choice}", changed

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 
-from finetune_operator.planner.workload import MATRICES, Workload, inputs_of
+from finetune_operator.planner.workload import MATRICES, Workload, inputs_of, once
 from finetune_trainer.contract import ParameterInfo, ParameterKind
 from finetune_trainer.contract.vocabulary import LoraVariant
 
@@ -29,6 +30,7 @@ _OF_A_NORM = 4
 """Bytes: the fp32 factor of each token's norm."""
 
 
+@once
 def block_bytes_per_token(work: Workload) -> int:
     """What one block keeps of a token, whatever is trained in it."""
     shape, narrow, compiled = work.known.shape, work.narrow, work.paths.compiled
@@ -61,12 +63,27 @@ def _mlp_bytes(work: Workload) -> int:
     return narrow * shape.mlp
 
 
+@once
 def trained_inputs(work: Workload) -> dict[int, int]:
     """Bytes for each token that blocks keep of the inputs of what is trained in them, by block."""
     kept: dict[int, int] = defaultdict(int)
     for block, size in (*_of_weights(work), *_of_adapters(work)):
         kept[block] += size
     return dict(kept)
+
+
+@once
+def inputs_from(work: Workload) -> tuple[int, ...]:
+    """The same, of each block and all above it together; one more entry, 0, stands for no block."""
+    kept = trained_inputs(work)
+    sums = accumulate((kept.get(block, 0) for block in reversed(range(work.known.shape.blocks))), initial=0)
+    return tuple(sums)[::-1]
+
+
+@once
+def most_inputs(work: Workload) -> int:
+    """The same, of the block that keeps most."""
+    return max(trained_inputs(work).values(), default=0)
 
 
 def _of_weights(work: Workload) -> Iterator[tuple[int, int]]:
@@ -141,6 +158,7 @@ def _of_group(work: Workload, group: tuple[str, ...]) -> int:
     return size
 
 
+@once
 def adapter_groups(work: Workload) -> list[tuple[int, tuple[str, ...]]]:
     """Adapted layers with the same input, each with its block: those of one part of a block whose weights have the same
     width, but for what takes the result of attention."""
@@ -170,6 +188,7 @@ def joins(work: Workload, group: tuple[str, ...]) -> bool:
     return len(group) > 1 or 4 * (weights[0].size // inputs) >= 5 * inputs
 
 
+@once
 def fused_weight_elements(work: Workload) -> int:
     """Further columns, or rows, that frozen weights get for the adapters that are computed with them."""
     if not work.paths.fused or work.quantization is not None:

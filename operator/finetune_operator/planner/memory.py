@@ -22,7 +22,7 @@ from finetune_operator.planner.activations import (
     residual_bytes,
 )
 from finetune_operator.planner.kept import fused_weight_elements
-from finetune_operator.planner.workload import CAST, Batch, Layout, Workload
+from finetune_operator.planner.workload import CAST, Batch, Layout, Workload, once
 from finetune_trainer.contract.vocabulary import LoraVariant, Optimizer, QuantizationType, Strategy
 
 GIB = 2**30
@@ -75,11 +75,11 @@ def allocated_bytes(work: Workload, batch: Batch, layout: Layout) -> int:
 
 def _ways(work: Workload, layout: Layout) -> Iterator[Workload]:
     if layout.shards:
-        yield replace(work, paths=work.paths.sharded)
+        yield work.sharded
         return
     yield work
     if work.may_compile:
-        yield replace(work, paths=replace(work.paths, compiled=True))
+        yield work.compiled
 
 
 def _parts(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
@@ -120,8 +120,7 @@ def host_estimate(work: Workload, batch: Batch) -> MemoryPerGpu:
 
 def weight_bytes(work: Workload, layout: Layout, *, recomputing: bool = False) -> int:
     """Frozen and trained weights. ZeRO keeps all of them in 16 bits and counts the fp32 masters to the optimizer."""
-    quantized = sum(p.size for p in work.quantized)
-    frozen = (work.frozen - quantized) * work.narrow + _quantized_bytes(work, recomputing=recomputing)
+    frozen = (work.frozen - _quantized_elements(work)) * work.narrow + _quantized_bytes(work, recomputing=recomputing)
     if layout.strategy is Strategy.DEEPSPEED:
         total = frozen + work.trained * work.narrow
         if layout.zero_stage != 3:
@@ -133,6 +132,7 @@ def weight_bytes(work: Workload, layout: Layout, *, recomputing: bool = False) -
     return frozen + 4 * work.trained + _cast_copies(work) + work.narrow * fused_weight_elements(work)
 
 
+@once
 def _cast_copies(work: Workload) -> int:
     """Autocast keeps the 16-bit copy of a trained weight until the forward pass is over; compiled blocks do so with
     adapters alone, and cast their weights again."""
@@ -143,13 +143,23 @@ def _cast_copies(work: Workload) -> int:
     return 2 * (beside if work.paths.compiled else matrices + beside)
 
 
+@once
+def _quantized_elements(work: Workload) -> int:
+    return sum(p.size for p in work.quantized)
+
+
+@once
+def _quantized_rows(work: Workload) -> int:
+    return sum(p.shape[0] for p in work.quantized)
+
+
 def _quantized_bytes(work: Workload, *, recomputing: bool) -> int:
     """4 bits and a constant for each block of weights, itself in 8 bits with an fp32 constant of its own; or 8 bits and
     an fp32 constant for each row (Dettmers et al. 2022, arXiv:2208.07339, section 3), in FP8 perhaps twice."""
     if work.quantization in (QuantizationType.INT8, QuantizationType.FP8):
         copies = 2 if work.held.keeps_transposed(recomputing=recomputing) else 1
-        return sum(copies * p.size + 4 * p.shape[0] for p in work.quantized)
-    elements = sum(p.size for p in work.quantized)
+        return copies * _quantized_elements(work) + 4 * _quantized_rows(work)
+    elements = _quantized_elements(work)
     constants = elements / _ABSMAX_BLOCK
     per_constant = 1 + 4 / _DOUBLE_QUANT_BLOCK if work.held.double_quant else 4
     return int(elements / 2 + constants * per_constant)
@@ -179,6 +189,7 @@ def optimizer_bytes(work: Workload, layout: Layout) -> int:
     return state
 
 
+@once
 def _state_bytes(work: Workload) -> int:
     if work.optimizer is Optimizer.ADAFACTOR:
         # A row and a column of each matrix (Shazeer and Stern 2018, arXiv:1804.04235, section 3), adapters likewise.
@@ -195,10 +206,16 @@ def _state_bytes(work: Workload) -> int:
     return 4 * moments * work.trained
 
 
+@once
+def _trained_base_elements(work: Workload) -> int:
+    return sum(p.size for p in work.trained_base)
+
+
 def _sides(work: Workload, module: str) -> tuple[int, ...]:
     return work.known.layout.by_path[f"{module}.weight"].shape
 
 
+@once
 def _workspaces(work: Workload) -> int:
     """The largest quantized weight while it is expanded (or transposed, in FP8), and the norm of a DoRA weight, which
     is computed of a whole one in fp32."""
@@ -228,7 +245,7 @@ def _buffers(work: Workload, layout: Layout) -> int:
     if layout.strategy is Strategy.FSDP:
         # The block at work and the next one; embedding and head, which are a unit of their own. Trained weights are
         # gathered in fp32, cast by autocast, and leave a gradient in fp32 to be divided.
-        trained = sum(p.size for p in work.trained_base) / work.known.layout.total
+        trained = _trained_base_elements(work) / work.known.layout.total
         width = work.narrow + trained * (4 + 4 if work.narrow == 2 else 4)
         return _COLLECTIVES + int(width * (2 * max(0, block) + outside))
     # DDP's buckets hold a copy of all gradients (PyTorch, `gradient_as_bucket_view`).

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
 from finetune_operator.planner.offload import fits_host
-from finetune_operator.planner.support import STRATEGIES, WITHOUT_CHECKPOINTING, strategy_use
+from finetune_operator.planner.support import STRATEGIES
 from finetune_operator.planner.workload import Batch, Layout, Workload
+from finetune_operator.shape import strategy_use
 from finetune_trainer.contract import LayerSelection, ModelLayout, Selection, select
 from finetune_trainer.contract.strategies import strategy_problems
 from finetune_trainer.contract.vocabulary import LoraBias, OffloadTarget, Strategy
@@ -86,7 +87,7 @@ def _recomputing_less(spec: FineTuneJobSpec, work: Workload, found: Candidate, g
     keep a GPU busy, the one that leaves the most room."""
     if spec.training.gradient_checkpointing != "auto" or not found.batch.checkpointing:
         return found
-    best, most = found, work.known.shape.blocks - work.lowest
+    counts = range(1, work.known.shape.blocks - work.lowest)
 
     def keeping(rows: int, recomputed: int) -> Candidate:
         batch = replace(batch_of(spec, rows, True), recomputed=recomputed)
@@ -95,14 +96,30 @@ def _recomputing_less(spec: FineTuneJobSpec, work: Workload, found: Candidate, g
     def fits(candidate: Candidate) -> bool:
         return candidate.memory.total <= KEEPING_SHARE * gpu_memory
 
-    for rows in row_choices(spec):
-        if rows > found.batch.rows or (rows < found.batch.rows and rows * found.batch.length < BUSY_TOKENS):
-            continue
-        counts = range(1, most)
+    def fewest(rows: int) -> float:
         at = bisect.bisect_left(counts, True, key=lambda count: fits(keeping(rows, count)))
-        if at < len(counts):
-            best, most = keeping(rows, counts[at]), counts[at]
-    return best
+        return counts[at] if at < len(counts) else math.inf
+
+    most = found.batch.rows
+    open_rows = [n for n in row_choices(spec) if n == most or (n < most and n * found.batch.length >= BUSY_TOKENS)]
+    count = min(fewest(rows) for rows in {min(open_rows), most})
+    if count == math.inf:
+        return found
+    rows = _first(open_rows, lambda rows: fits(keeping(rows, int(count))))
+    return found if rows is None else keeping(rows, int(count))
+
+
+def _first(choices: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of several numbers of rows that fits, asked about few of them: there may be hundreds, and what has room
+    for some rows has room for fewer. Only the most are by themselves, as with all rows in one pass no gradients wait.
+    """
+    if fits(choices[0]):
+        return choices[0]
+    *ascending, most = sorted(choices)
+    fitting = {most} if most != choices[0] and fits(most) else set()
+    if ascending and (ascending[0] == choices[0] or fits(ascending[0])):
+        fitting.update(ascending[: bisect.bisect_left(ascending, True, key=lambda rows: not fits(rows))])
+    return next((rows for rows in choices if rows in fitting), None)
 
 
 def layouts(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[Layout]:
@@ -140,7 +157,7 @@ def checkpointing_choices(spec: FineTuneJobSpec) -> tuple[bool, ...]:
     """Whether to recompute activations, as far as the spec leaves it open."""
     wanted = spec.training.gradient_checkpointing
     if wanted == "auto":
-        return (False,) if spec.method in WITHOUT_CHECKPOINTING else (False, True)
+        return (False, True) if spec.method.can_recompute else (False,)
     return (wanted != "never",)
 
 
@@ -165,9 +182,12 @@ def _largest(
     gpu_memory: int,
     override: int | None,
 ) -> Candidate | None:
-    for rows in row_choices(spec, override):
+    def candidate(rows: int) -> Candidate:
         batch = batch_of(spec, rows, checkpointing)
-        memory = estimate(work, batch, layout)
-        if memory.total <= USABLE_SHARE * gpu_memory and fits_host(spec, work, batch):
-            return Candidate(layout, batch, memory)
-    return None
+        return Candidate(layout, batch, estimate(work, batch, layout))
+
+    def fits(found: Candidate) -> bool:
+        return found.memory.total <= USABLE_SHARE * gpu_memory and fits_host(spec, work, found.batch)
+
+    rows = _first(row_choices(spec, override), lambda rows: fits(candidate(rows)))
+    return None if rows is None else candidate(rows)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import NotSupported
 from finetune_operator.planner.prefix import prefix_problems
-from finetune_trainer.contract.strategies import StrategyUse, strategy_problems
+from finetune_operator.shape import strategy_use
+from finetune_trainer.contract.strategies import strategy_problems
 from finetune_trainer.contract.vocabulary import (
     FlashAttn,
     LoraVariant,
@@ -15,7 +16,6 @@ from finetune_trainer.contract.vocabulary import (
     Objective,
     OffloadTarget,
     Precision,
-    QuantizationType,
     Strategy,
     Switch,
 )
@@ -24,8 +24,6 @@ STRATEGIES = frozenset({Strategy.SINGLE, Strategy.DDP, Strategy.DEEPSPEED, Strat
 """Strategies whose runs the trainer can finish; `contract.strategies` knows which jobs."""
 WITHOUT_PACKING = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
 """Methods that put trained positions before every sample, while a packed row holds several."""
-WITHOUT_CHECKPOINTING = frozenset({Method.PREFIX, Method.ADAPTER})
-"""Methods whose trained states live in the attention cache, which recomputing discards."""
 WHOLE = frozenset({Strategy.SINGLE, Strategy.DDP})
 """Strategies in which every process holds all tensors."""
 BESIDE_THE_MODEL = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER, Method.IA3})
@@ -74,7 +72,7 @@ def _method(spec: FineTuneJobSpec) -> Iterator[str]:
     method, layers = spec.method, spec.layers
     if method in WITHOUT_PACKING and spec.dataset.packing:
         yield f"spec.dataset.packing: method {method} cannot train on packed rows; set packing: false"
-    if method in WITHOUT_CHECKPOINTING and spec.training.gradient_checkpointing in ("always", "offload"):
+    if not method.can_recompute and spec.training.gradient_checkpointing in ("always", "offload"):
         yield f"spec.training.gradientCheckpointing: method {method} cannot recompute activations; use auto or never"
     if method in BESIDE_THE_MODEL and layers is not None and layers.also:
         yield f"spec.layers.also: method {method} trains no module in full; remove it, or use method lora"
@@ -87,22 +85,6 @@ def _method(spec: FineTuneJobSpec) -> Iterator[str]:
             f"spec.lora.variant: {spec.lora.variant} takes its adapters out of the base weights, which qlora "
             "quantizes; use method lora, or variant standard, rslora, dora or lora+"
         )
-
-
-def strategy_use(spec: FineTuneJobSpec, strategy: Strategy, stage: int | None, offloads_optimizer: bool) -> StrategyUse:
-    """What a job would ask of a strategy."""
-    quantization = spec.quantization.type if spec.quantization else QuantizationType.NF4
-    return StrategyUse(
-        strategy=strategy,
-        zero_stage=stage,
-        method=spec.method,
-        optimizer=spec.training.optimizer,
-        quantization=quantization if spec.method is Method.QLORA else None,
-        objective=spec.training.objective,
-        offloads_optimizer=offloads_optimizer,
-        variant=spec.lora.variant if spec.lora is not None and spec.method.uses_lora else None,
-        unfreezes=spec.layers is not None and spec.layers.unfreeze is not None,
-    )
 
 
 def _parallelism(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Lora, Quantization
 from finetune_operator.planner.paths import Paths, may_compile, paths_of
@@ -28,6 +29,8 @@ from finetune_trainer.contract.vocabulary import (
     QuantizationType,
     Strategy,
 )
+
+R = TypeVar("R")
 
 PAIRED = frozenset({Objective.DPO, Objective.ORPO, Objective.SIMPO})
 """Objectives whose gradient passes through two answers at a time. That of `kto` passes through one."""
@@ -105,23 +108,34 @@ class Workload:
     """What the trainer does in its own way."""
     may_compile: bool = False
     """Whether blocks may be compiled where `paths` does not say so."""
+    answers: dict[Callable[[Workload], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What functions that are marked with `once` found."""
 
     @classmethod
-    def of(cls, spec: FineTuneJobSpec, known: KnownModel, selection: Selection) -> Workload:
+    def of(
+        cls,
+        spec: FineTuneJobSpec,
+        known: KnownModel,
+        selection: Selection,
+        adapters: Mapping[str, AdapterShape] | None = None,
+    ) -> Workload:
         """What a spec asks of a model; defaults of lora and quantization are the API's.
+
+        adapters: those of this selection by this spec's `lora`, where they are known already.
 
         Raises SelectionError for a pattern of ranks that matches nothing, and for adapters that experts cannot have.
         """
         lora, held = spec.lora, spec.quantization or Quantization()
         options = lora or Lora()
         check_experts(selection, options.variant, options.dropout)
-        adapters = adapter_shapes(
-            selection,
-            rank=options.rank,
-            alpha=options.alpha or 2 * options.rank,
-            rank_pattern=options.rank_pattern,
-            alpha_pattern=options.alpha_pattern,
-        )
+        if adapters is None:
+            adapters = adapter_shapes(
+                selection,
+                rank=options.rank,
+                alpha=options.alpha or 2 * options.rank,
+                rank_pattern=options.rank_pattern,
+                alpha_pattern=options.alpha_pattern,
+            )
         return cls(
             known=known,
             selection=selection,
@@ -138,6 +152,16 @@ class Workload:
             paths=paths_of(spec),
             may_compile=may_compile(spec),
         )
+
+    @cached_property
+    def compiled(self) -> Workload:
+        """The same with compiled blocks."""
+        return replace(self, paths=replace(self.paths, compiled=True))
+
+    @cached_property
+    def sharded(self) -> Workload:
+        """The same with weights that are divided among processes."""
+        return replace(self, paths=self.paths.sharded)
 
     @property
     def narrow(self) -> int:
@@ -221,6 +245,19 @@ class Workload:
     def trains_experts(self) -> bool:
         """Whether fused experts are trained."""
         return any(p.kind is ParameterKind.EXPERTS for p in self.trained_base)
+
+
+def once(function: Callable[[Workload], R]) -> Callable[[Workload], R]:
+    """Keep what a function finds of a workload: a search asks hundreds of times what takes all tensors to answer."""
+
+    @wraps(function)
+    def answered(work: Workload) -> R:
+        if function not in work.answers:
+            work.answers[function] = function(work)
+        answer: R = work.answers[function]
+        return answer
+
+    return answered
 
 
 def inputs_of(weight: ParameterInfo) -> int:

@@ -33,13 +33,21 @@ def pod_template(attempt: Attempt) -> dict[str, Any]:
             "automountServiceAccountToken": False,
             "containers": [_container(attempt)],
             "enableServiceLinks": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": _security(attempt.defaults.run_as_user),
             "terminationGracePeriodSeconds": attempt.spec.scheduling.termination_grace_period_seconds,
             "volumes": volumes(attempt),
             **_scheduling(attempt),
         },
     }
     return merged(template, attempt.spec.trainer.pod_template or {})
+
+
+def _security(user: int | None) -> dict[str, Any]:
+    """The pod's part of the restricted level. user: None leaves it to the cluster."""
+    context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    # The trainer's image has its user. That of the container that the training operator adds to workers has none, and a
+    # kubelet does not start it as root.
+    return context if user is None else {**context, "runAsGroup": user, "runAsUser": user}
 
 
 def _container(attempt: Attempt) -> dict[str, Any]:

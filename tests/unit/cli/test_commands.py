@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import yaml
 from finetune_operator import __version__
 from finetune_operator.cli import main
 from finetune_operator.errors import ClusterError
+from finetune_operator.local.buckets import StoreError
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
@@ -224,6 +226,12 @@ def test_several_jobs_in_one_file_are_too_many_for_one_plan(cli: Cli, tmp_path: 
     assert cli("plan")[0] == 2
 
 
+@pytest.mark.parametrize("command", ["plan", "render", "run"])
+def test_a_job_is_named_in_one_way(cli: Cli, command: str) -> None:
+    code, out, err = cli(command, "job.yaml", "-f", "other.yaml")
+    assert (code, out) == (2, "") and "job.yaml" in err and "other.yaml" in err and "name one of them" in err
+
+
 def test_status_of_nothing_and_of_a_cluster(cli: Cli) -> None:
     assert cli("status") == (0, "no runs in finetune-runs\n", "")
     code, _, err = cli("status", "toy")
@@ -249,6 +257,50 @@ def test_a_failure_on_the_way_is_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("finetune_operator.cli.validate.validate_command", failing)
     assert cli("validate", "job.yaml") == (1, "", "error: disk full\nfree it\n")
+
+
+def test_a_store_that_does_not_answer_is_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> int:
+        raise StoreError("s3://data/a.jsonl: connection refused")
+
+    monkeypatch.setattr("finetune_operator.cli.validate.validate_command", failing)
+    assert cli("validate", "job.yaml") == (1, "", "error: s3://data/a.jsonl: connection refused\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "code", "message"),
+    [
+        (errno.ENOSPC, "/full/x", 1, "error: /full/x: No space left on device\n"),
+        (errno.EMFILE, None, 1, "error: Too many open files\n"),
+        (errno.ENOENT, "/x", 70, "error: internal error: FileNotFoundError: [Errno 2] No such file or directory: '/x'"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_defect(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, file: str | None, code: int, message: str
+) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr("finetune_operator.cli.validate.validate_command", failing)
+    found, out, err = cli("validate", "job.yaml")
+    assert (found, out) == (code, "") and err.startswith(message)
+
+
+def test_a_broken_run_does_not_hide_the_others(cli: Cli, tmp_path: Path) -> None:
+    from finetune_operator.local.cluster import LocalCluster
+
+    for name, text in (("broken", "{"), ("empty", '{"version": 1, "resourceVersion": 0, "objects": []}'), ("good", "")):
+        folder = tmp_path / "finetune-runs" / name
+        folder.mkdir(parents=True)
+        if text:
+            (folder / "state.json").write_text(text)
+        else:
+            LocalCluster(folder / "state.json", time.time).apply_job(yaml.safe_load(manifest()))
+    code, out, err = cli("status")
+    assert code == 1 and "finetune-runs/good" in out and "broken" not in out
+    assert "finetune-runs/broken/state.json cannot be read" in err and "finetune-runs/empty holds no job" in err
+    code, out, err = cli("status", "-o", "json")
+    assert code == 1 and len(json.loads(out)["items"]) == 1 and "cannot be read" in err
 
 
 def test_a_run_is_shown_while_nobody_runs_it(cli: Cli, tmp_path: Path) -> None:

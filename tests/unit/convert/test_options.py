@@ -142,6 +142,29 @@ def test_secrets_are_not_shown() -> None:
     assert "abc" not in found.text and not [n for n in found.notes if "abc" in n.value + n.text]
 
 
+NESTED: list[tuple[str, Any, str]] = [
+    ("ray_init_kwargs", {"runtime_env": {"env_vars": {"WANDB_API_KEY": "abcdef"}}, "num_cpus": 2},
+     "{runtime_env, num_cpus}"),
+    ("ray_init_kwargs", '{"runtime_env": {"env_vars": {"MINE": "abcdef"}}}', "{...}"),
+    ("accelerator_config", [{"MINE": "abcdef"}, 1], "[2 entries]"),
+    ("accelerator_config", [["abcdef"]], "[1 entry]"),
+    ("optim_args", ['{"MINE": "abcdef"}'], "[1 entry]"),
+    ("WANDB_API_KEY", "abcdef", "***"),
+    ("token", "abcdef", "***"),
+    ("odd", {"x" * 80: "abcdef"}, "{" + "x" * 55 + " ..."),
+    ("gradient_checkpointing_kwargs", {}, "{}"),
+    ("report_to", ["wandb", "mlflow"], '["wandb", "mlflow"]'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "value", "shown"), NESTED)
+def test_of_maps_the_names_alone_are_shown(option: str, value: Any, shown: str) -> None:
+    found = converted(**{option: value})
+    note = next(note for note in found.notes if note.option == option)
+    assert note.value == shown
+    assert "abcdef" not in found.text + note.text
+
+
 def test_no_option_stands_in_two_tables() -> None:
     assert not CARRIED & PLACELESS.keys()
 
@@ -215,6 +238,7 @@ def test_what_an_entry_of_dataset_info_says_in_vain(entry: dict[str, Any], lacks
     assert note.text == (f"in dataset_info.json, not carried: one: {lacks}" if lacks else "dataset.uri")
 
 
+NOT_DURING = "nothing is evaluated during training; held-out data are evaluated before and after it"
 NOTES: list[tuple[dict[str, Any], str, str]] = [
     ({"warmup_steps": 20}, "warmup_ratio", "dropped warmup_steps is set, which wins there too"),
     ({"warmup_steps": 0}, "warmup_steps", "as here 0: warmupRatio counts"),
@@ -243,6 +267,12 @@ NOTES: list[tuple[dict[str, Any], str, str]] = [
         "predict_with_generate",
         "dropped answers are written for objective sft",
     ),
+    ({"do_eval": True}, "do_eval", "as here held-out data are evaluated before and after training"),
+    ({"eval_strategy": "steps", "eval_steps": 100}, "eval_strategy", f"dropped {NOT_DURING}"),
+    ({"eval_strategy": "steps", "eval_steps": 100}, "eval_steps", f"dropped {NOT_DURING}"),
+    ({"eval_strategy": "no"}, "eval_strategy", "as here off"),
+    ({"disable_shuffling": True}, "disable_shuffling", "by hand samples are always shuffled; not carried"),
+    ({"disable_shuffling": False}, "disable_shuffling", "as here off"),
     ({"auto_find_batch_size": False}, "auto_find_batch_size", "as here microBatchSize is set"),
     ({"dataset_dir": "d"}, "dataset_dir",
      "dropped its dataset_info.json says where the data is: give it with --dataset-info"),

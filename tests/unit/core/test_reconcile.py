@@ -143,6 +143,26 @@ async def test_memory_halves_the_micro_batch_until_there_is_none() -> None:
     assert bench.status["attempts"]["retries"] == 0
 
 
+STRATEGIES = [
+    ("auto", 1, "take larger GPUs, or several with spec.parallelism.strategy: fsdp"),
+    (
+        "auto",
+        2,
+        "set spec.parallelism.strategy: fsdp, which divides the model among the GPUs where the method allows it",
+    ),
+    ("fsdp", 2, "take more or larger GPUs"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "gpus", "says"), STRATEGIES)
+async def test_who_runs_out_of_memory_is_told_of_strategies(strategy: str, gpus: int, says: str) -> None:
+    parts = {"resources": {"gpus": gpus}, "parallelism": {"strategy": strategy}, "training": {"microBatchSize": 1}}
+    bench = Bench([Outcome((71,) * gpus)] * 4, spec=parts)
+    await bench.run()
+    assert bench.phase == "Failed"
+    assert says in bench.condition("Failed")["message"]
+
+
 async def test_the_smaller_micro_batch_reaches_the_trainer() -> None:
     bench = Bench([Outcome((71,)), SUCCESS])
     await bench.run()

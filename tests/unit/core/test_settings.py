@@ -31,6 +31,12 @@ def test_groups_lists_and_json() -> None:
     assert read.trainer.gpu_memory_of("nvidia.com/gpu") == "141Gi"
 
 
+@pytest.mark.parametrize(("value", "user"), [(None, 65532), ("1001", 1001), ("", None)])
+def test_the_user_of_pods(value: str | None, user: int | None) -> None:
+    environment = {} if value is None else {"FINETUNE_TRAINER__RUN_AS_USER": value}
+    assert Settings.from_env(environment).trainer.run_as_user == user
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
@@ -39,6 +45,8 @@ def test_groups_lists_and_json() -> None:
         ("FINETUNE_TRAINER__S3_ENDPOIN", "x", "FINETUNE_TRAINER__S3_ENDPOIN: Extra inputs"),
         ("FINETUNE_TRAINER__GPU_MEMORY", "80GB", "FINETUNE_TRAINER__GPU_MEMORY: "),
         ("FINETUNE_TRAINER__GPU_TYPES", "[{", "FINETUNE_TRAINER__GPU_TYPES: "),
+        ("FINETUNE_TRAINER__RUN_AS_USER", "0", "FINETUNE_TRAINER__RUN_AS_USER: "),
+        ("FINETUNE_TRAINER__RUN_AS_USER", "trainer", "FINETUNE_TRAINER__RUN_AS_USER: "),
         ("FINETUNE_TRAINER__GPU_TYPES", '[{"memory": "1Gi"}]', "FINETUNE_TRAINER__GPU_TYPES[0].resource: "),
         ("FINETUNE_PROGRESS_TLS_SECRET", "tls", "FINETUNE_TRAINER__PROGRESS_URL"),
         ("FINETUNE_PROGRESS_SERVICE", "progress", "FINETUNE_ADDRESS"),

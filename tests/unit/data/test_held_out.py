@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.contract.config import HeadConfig
+from finetune_trainer.contract.vocabulary import Objective
+from finetune_trainer.data import Purpose, prepare
 from finetune_trainer.errors import DataError
 from tests.tiny_tokenizer import tiny_tokenizer
-from tests.unit.data.builders import chat, chats, config, prepared, texts, write_jsonl
+from tests.unit.data.builders import chat, chats, config, fetcher, prepared, texts, write_jsonl
 
 
 def test_a_part_is_held_out_whatever_the_order(tmp_path: Path) -> None:
@@ -97,3 +100,54 @@ def test_training_rows_that_resemble_held_out_ones_leave_with_near_duplicates(tm
         "nearDuplicates": ("held.jsonl:4: resembles held.jsonl:3",),
     }
     assert not any("memory" in text for text in texts(near))
+
+
+@pytest.mark.parametrize("validation", [{"uri": "held.jsonl"}, {"count": 200}])
+def test_the_first_held_out_rows_are_a_fair_part_of_all(tmp_path: Path, validation: dict[str, Any]) -> None:
+    def first_hundred(rows: list[dict[str, Any]], seed: int = 0) -> list[str]:
+        for name, kept in (("train.jsonl", rows), ("held.jsonl", rows[::2])):
+            write_jsonl(tmp_path / name, kept)
+        data = prepared(tmp_path, config(validation=validation), seed=seed)
+        assert data.validation is not None and len(data.validation) == 200
+        return [str(tiny_tokenizer().decode(ids)) for ids, _ in data.validation[:100]]
+
+    by_source = [chat(f"{name} {number}?", "Yes.") for name in "AB" for number in range(200)]
+    found = first_hundred(by_source)
+    assert 30 < sum("\nA " in text for text in found) < 70
+    # Their content and the seed decide, as of the prompts that are answered.
+    assert first_hundred(by_source, seed=1) != found
+    if "count" in validation:
+        assert first_hundred(by_source[::-1]) == found
+
+
+def test_classes_are_held_out_in_a_mixed_order(tmp_path: Path) -> None:
+    rows = [{"text": f"{label} {number}", "label": label} for label in ("bad", "good") for number in range(100)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    data = prepare(
+        config(validation={"fraction": 0.5}, packing=False),
+        tiny_tokenizer(),
+        fetcher(tmp_path),
+        seed=0,
+        cache_dir=tmp_path / "cache",
+        purpose=Purpose(head=HeadConfig.model_validate({"task": "classification"})),
+    )
+    assert data.validation is not None
+    assert 0.3 < data.validation[:50].labels.mean() < 0.7
+
+
+def test_held_out_pairs_stay_together(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Good {n}.", "rejected": f"Bad {n}."} for n in range(40)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    data = prepare(
+        config(validation={"count": 20}, packing=False),
+        tiny_tokenizer(),
+        fetcher(tmp_path),
+        seed=0,
+        cache_dir=tmp_path / "cache",
+        purpose=Purpose(Objective.DPO),
+    )
+    assert data.validation is not None
+    found = [str(tiny_tokenizer().decode(ids)) for ids, _ in data.validation]
+    numbers = [text.split("Question ")[1].split("?")[0] for text in found]
+    assert numbers[::2] == numbers[1::2] != sorted(numbers[::2], key=int)
+    assert all("Good" in text for text in found[::2]) and all("Bad" in text for text in found[1::2])

@@ -9,8 +9,8 @@ from finetune_operator.metrics import Heartbeat, Metrics
 from finetune_operator.observed import JobRef
 
 
-def put(store: WatchStore, name: str, status: dict[str, object]) -> None:
-    meta = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1"}
+def put(store: WatchStore, name: str, status: dict[str, object], *, created: str | None = None) -> None:
+    meta = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1", "creationTimestamp": created}
     store.put("FineTuneJob", {"metadata": meta, "spec": {}, "status": status})
 
 
@@ -40,6 +40,42 @@ def test_gauges_follow_the_store() -> None:
     # A finished job's last loss is no longer a live value.
     assert 'job="b"' not in text
     assert store.job(JobRef("team", "a")) is not None
+
+
+def waiting(phase: str, **since: str) -> dict[str, object]:
+    states = {"Running": "False", "Reconciling": "True"}
+    conditions = [
+        {"type": name, "status": states[name], "reason": "WaitingForPods", "lastTransitionTime": at}
+        for name, at in since.items()
+    ]
+    return {"phase": phase, "conditions": conditions}
+
+
+def test_since_when_jobs_wait() -> None:
+    store, metrics = WatchStore(), Metrics()
+    metrics.watch(store.jobs, store.job, lambda: 0)
+
+    def since() -> dict[str, float]:
+        lines = generate_latest(metrics.registry).decode().splitlines()
+        found = (line.split() for line in lines if line.startswith("finetune_jobs_waiting_since_timestamp_seconds{"))
+        return {name.split('"')[1]: float(value) for name, value in found}
+
+    assert since() == {}
+    put(store, "new", {}, created="2027-01-15T08:00:00Z")
+    put(store, "queued", waiting("Queued", Running="2027-01-01T08:00:00Z"))
+    put(store, "running", {"phase": "Running"}, created="2027-01-01T08:00:00Z")
+    put(store, "odd", {"phase": "Starting", "conditions": ["?", {"type": "Running", "lastTransitionTime": 3}]})
+    assert since() == {"Pending": 1_800_000_000.0}
+    # One that ran before has waited since then; one that was suspended, since it was resumed.
+    ran, resumed = "2027-01-15T08:10:00Z", "2027-01-15T08:20:00Z"
+    put(
+        store,
+        "again",
+        waiting("Starting", Running=ran, Reconciling="2027-01-02T00:00:00Z"),
+        created="2027-01-02T00:00:00Z",
+    )
+    put(store, "on", waiting("Starting", Running="2027-01-02T00:00:00Z", Reconciling=resumed))
+    assert since() == {"Pending": 1_800_000_000.0, "Starting": 1_800_000_600.0}
 
 
 def test_a_heartbeat_stops() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from finetune_operator.api.v1alpha1 import FineTuneJob
+from finetune_operator.errors import FinetuneError
 from finetune_operator.local.buckets import Location, StoreError, download_result, named_buckets, seed
 from tests.unit.local.jobs import job
 
@@ -78,6 +81,14 @@ def test_every_bucket_that_a_job_names_once() -> None:
     assert named_buckets(found) == ("bbb", "ccc", "aaa")
 
 
+def test_the_buckets_of_each_adapters_data() -> None:
+    own = {"uri": "s3://other/b.jsonl", "packing": False, "validation": {"uri": "s3://held/v.jsonl"}}
+    mixed = {"sources": [{"uri": "s3://more/a"}, {"uri": "s3://data/c"}]}
+    adapters = [{"name": "one"}, {"name": "two", "dataset": own}, {"name": "three", "dataset": mixed}]
+    found = job(method="lora", adapters=adapters)
+    assert named_buckets(found) == ("data", "other", "held", "more", "models")
+
+
 def test_locations() -> None:
     assert Location.parse("s3://b/x/y/").file("f") == "x/y/f"
     assert Location.parse("s3://b").file("f") == "f"
@@ -95,6 +106,20 @@ def test_files_of_named_buckets_are_copied_once(tmp_path: Path) -> None:
     second = seed(cast(Any, s3), tmp_path, ("data",))
     assert (second.copied, second.kept) == (1, 1), "one of equal size and other content is copied again"
     assert s3.objects["data/c.txt"] == b"seven"
+
+
+def test_linked_folders_of_a_bucket_are_copied_too(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.txt").write_text("one")
+    (tmp_path / "data").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+    s3 = FakeS3()
+    seed(cast(Any, s3), tmp_path, ("data",))
+    assert s3.objects == {"data/first/deep/a.txt": b"one", "data/second/deep/a.txt": b"one"}
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FinetuneError, match=r"data/first/deep/back: .* leads back .*remove the link"):
+        seed(cast(Any, s3), tmp_path, ("data",))
 
 
 def test_an_object_without_our_digest_is_replaced(tmp_path: Path) -> None:
@@ -149,4 +174,16 @@ def test_a_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
     s3 = stored()
     s3.failure = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
     with pytest.raises(StoreError, match="Could not connect"):
+        download(s3, tmp_path / "result")
+
+
+@pytest.mark.parametrize("method", ["mkdir", "write_bytes", "replace"])
+def test_a_full_disk_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    s3 = stored()
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, method, full)
+    with pytest.raises(StoreError, match=r"cannot write .*result.*: No space left on device"):
         download(s3, tmp_path / "result")

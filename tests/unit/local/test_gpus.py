@@ -5,7 +5,7 @@ import pytest
 from finetune_operator.local.gpus import Gpu, GpuPool, parse_gpus, requested_gpus, visible
 from tests.unit.local.objects import Manifest, container, pod
 
-GPUS = (Gpu(0, 1), Gpu(1, 1), Gpu(2, 1))
+GPUS = (Gpu(0, 1, "GPU-5d8a-11"), Gpu(1, 1, "GPU-77c0-12"), Gpu(2, 1))
 
 
 def asking(count: object) -> Manifest:
@@ -15,10 +15,23 @@ def asking(count: object) -> Manifest:
 def test_nvidia_smi_is_read() -> None:
     text = "0, 81559\n1, 40960 MiB\nNo devices were found\n\n"
     assert parse_gpus(text) == (Gpu(0, 81559 * 2**20), Gpu(1, 40960 * 2**20))
+    assert parse_gpus("0, 81559, GPU-5d8a-11\n") == (Gpu(0, 81559 * 2**20, "GPU-5d8a-11"),)
 
 
 @pytest.mark.parametrize(
-    ("mask", "left"), [(None, [0, 1, 2]), ("", []), ("1", [1]), ("2, 0", [0, 2]), ("-1", []), ("GPU-abc", [])]
+    ("mask", "left"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("1", [1]),
+        ("2, 0", [0, 2]),
+        ("-1", []),
+        ("GPU-abc", []),
+        ("GPU-77c0-12", [1]),
+        ("GPU-77c0", [1]),
+        ("2,GPU-5d8a-11", [0, 2]),
+        ("GPU-", []),
+    ],
 )
 def test_a_mask_of_our_own_is_respected(mask: str | None, left: list[int]) -> None:
     assert [gpu.index for gpu in visible(GPUS, mask)] == left

@@ -47,6 +47,14 @@ def test_every_field_with_a_uri_is_resolved() -> None:
     assert found.validation is not None and found.validation.uri == "file:///some/folder/v"
 
 
+def test_a_linked_file_keeps_the_name_that_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "9f3c2a").touch()
+    (tmp_path / "train.jsonl").symlink_to("blobs/9f3c2a")
+    found = with_absolute_files(job(dataset={"uri": "file:./train.jsonl"}), tmp_path)
+    assert found.spec.dataset.uri == f"file://{tmp_path}/train.jsonl"
+
+
 def test_a_folder_with_a_space_cannot_be_a_uri() -> None:
     with pytest.raises(FinetuneError, match="has a space in it"):
         with_absolute_files(job(model={"uri": "file:model"}), Path("/some folder"))

@@ -119,6 +119,25 @@ def test_nobody_elses_labels_are_copied() -> None:
     }
 
 
+CONTEXT = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_every_container_of_a_pod_has_a_user_even_where_its_image_has_none() -> None:
+    template = pytorch_job(make(planned=plan(nodes=2)))["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    assert template["spec"]["securityContext"] == {**CONTEXT, "runAsUser": 65532, "runAsGroup": 65532}
+    other = pod(make(defaults=TrainerDefaults(run_as_user=1001)))["securityContext"]
+    assert (other["runAsUser"], other["runAsGroup"]) == (1001, 1001)
+
+
+def test_the_cluster_may_assign_users() -> None:
+    assert pod(make(defaults=TrainerDefaults(run_as_user=None)))["securityContext"] == CONTEXT
+
+
+def test_a_job_may_name_another_user() -> None:
+    overlay = {"spec": {"securityContext": {"runAsUser": 1001, "runAsGroup": None}}}
+    assert pod(make(trainer={"podTemplate": overlay}))["securityContext"] == {**CONTEXT, "runAsUser": 1001}
+
+
 def test_the_overlay_comes_last() -> None:
     spec = pod(freeze_overlay())
     assert "terminationGracePeriodSeconds" not in spec

@@ -97,3 +97,17 @@ def test_answers_come_in_the_order_of_the_prompts_however_many_are_written_at_on
     assert len(set(alone)) > 1
     assert answer(model, tokenizer, PROMPTS, config, CPU) == alone
     assert answer(model, tokenizer, [], config, CPU) == []
+
+
+def test_a_prompt_is_never_cut(model_folder: ModelFolder) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), read_tokenizer(folder)
+
+    def answers(max_length: int) -> list[str]:
+        dataset, evaluation = {"max_length": max_length}, {"max_new_tokens": 6}
+        config = trainer_config(folder, folder / "none.jsonl", dataset=dataset, evaluation=evaluation)
+        return answer(model, tokenizer, PROMPTS[3:], config, CPU)
+
+    assert answers(8) == answers(256)

@@ -245,7 +245,7 @@ def test_blocks_that_cannot_be_checkpointed() -> None:
     with pytest.raises(UsageError) as caught:
         checkpoint_blocks(model, layout, enabled=True)
     assert caught.value.message == (
-        "spec.training.gradientCheckpointing: Identity does not support it; set it to false"
+        "spec.training.gradientCheckpointing: Identity does not support it; set it to never"
     )
     checkpoint_blocks(model, layout, enabled=False)
     assert [block.gradient_checkpointing for block in blocks[1:]] == [False, False, False]

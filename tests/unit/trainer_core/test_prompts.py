@@ -109,3 +109,11 @@ def test_sizes_have_to_be_there(method: str) -> None:
     config = trainer_config(Path("m"), Path("d"), method=method, prompt=None)
     with pytest.raises(UsageError, match=rf"spec\.prompt: method {method} needs it; set virtualTokens"):
         check_method(config, layout_of(meta_model()), "llama")
+
+
+@pytest.mark.parametrize("method", ["prefix", "adapter"])
+def test_who_cannot_recompute_is_told_a_value_of_the_field(method: str) -> None:
+    training = {"gradient_checkpointing": True}
+    config = trainer_config(Path("m"), Path("d"), method=method, prompt={"virtual_tokens": 4}, training=training)
+    with pytest.raises(UsageError, match=r"spec\.training\.gradientCheckpointing: .*; set it to never$"):
+        check_method(config, layout_of(meta_model()), "llama")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from finetune_trainer.contract.layout import ModelLayout, ParameterKind
 from finetune_trainer.contract.selection import Selection, SelectionError
@@ -67,16 +68,26 @@ def _resolve(field: str, patterns: Mapping[str, int], targets: Sequence[str]) ->
     if not patterns:
         return {}
     words = {pattern: tuple(pattern.split(".")) for pattern in patterns}
+    exactness = {pattern: _exactness(word) for pattern, word in words.items()}
+    split = [tuple(target.split(".")) for target in targets]
+    # By segment, as there are far fewer of them than places where a word could stand in a path.
+    segments_there = set(chain.from_iterable(split))
+    meant = {part: {s for s in segments_there if _is(s, part)} for part in set(chain.from_iterable(words.values()))}
+    starting = {s: [pattern for pattern, word in words.items() if s in meant[word[0]]] for s in segments_there}
     matched: set[str] = set()
     values: dict[str, int] = {}
-    for target in targets:
-        segments = tuple(target.split("."))
-        found = [pattern for pattern, word in words.items() if _stands_in(segments, word)]
+    for target, segments in zip(targets, split, strict=True):
+        found = {
+            pattern
+            for start, segment in enumerate(segments)
+            for pattern in starting[segment]
+            if _goes_on(segments, start, words[pattern], meant)
+        }
         matched.update(found)
         if not found:
             continue
-        best = max(_exactness(words[pattern]) for pattern in found)
-        closest = [pattern for pattern in found if _exactness(words[pattern]) == best]
+        best = max(exactness[pattern] for pattern in found)
+        closest = [pattern for pattern in patterns if pattern in found and exactness[pattern] == best]
         if len({patterns[pattern] for pattern in closest}) > 1:
             listed = " and ".join(repr(pattern) for pattern in sorted(closest))
             raise SelectionError(field, f"{listed} say different things about {target}; make one of them more exact")
@@ -92,12 +103,11 @@ def _exactness(word: tuple[str, ...]) -> tuple[int, int]:
     return len(word), -sum(_WILD.search(segment) is not None for segment in word)
 
 
-def _stands_in(segments: tuple[str, ...], word: tuple[str, ...]) -> bool:
-    width = len(word)
-    return any(
-        all(_is(segment, part) for segment, part in zip(segments[start : start + width], word, strict=True))
-        for start in range(len(segments) - width + 1)
-    )
+def _goes_on(segments: tuple[str, ...], start: int, word: tuple[str, ...], meant: Mapping[str, Set[str]]) -> bool:
+    """Whether what follows the first segment of a word follows where that one stands, too."""
+    if start + len(word) > len(segments):
+        return False
+    return all(segments[start + i] in meant[word[i]] for i in range(1, len(word)))
 
 
 def _is(segment: str, part: str) -> bool:

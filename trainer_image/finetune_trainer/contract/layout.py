@@ -73,7 +73,7 @@ class ModelLayout:
         """Every tensor by its path."""
         return {parameter.path: parameter for parameter in self.parameters}
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Number of elements of all tensors; a tied tensor counts once."""
         return sum(parameter.size for parameter in self.parameters)

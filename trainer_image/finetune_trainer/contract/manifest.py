@@ -40,7 +40,7 @@ class EvaluationResult(ContractModel):
     tuned: dict[str, float]
     """Metric name to value, for the model after tuning."""
     samples: int = Field(ge=0)
-    """Held-out samples."""
+    """Held-out samples that were evaluated, `evaluation.maxSamples` at most; a pair is one."""
     tokens: int = Field(ge=0)
     """Held-out tokens that the metrics are taken over."""
 
@@ -74,9 +74,9 @@ class DataReport(ContractModel):
     rows: int
     """Rows read."""
     samples: int
-    """Training samples after cleaning."""
+    """Training samples after cleaning; the two answers of a pair are two."""
     validation_samples: int = 0
-    """Held-out samples."""
+    """Held-out samples, counted in the same way."""
     classes: dict[str, int] = Field(default_factory=dict)
     """Training samples of each class, or of each judgement (`liked`, `disliked`)."""
     invalid: int = 0

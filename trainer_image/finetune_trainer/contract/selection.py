@@ -213,12 +213,17 @@ def _match_modules(layout: ModelLayout, candidates: list[ParameterInfo], modules
     wanted = [tuple(word.split(".")) for word in modules]
     hits = [False] * len(wanted)
     matched = []
+    meant: dict[str, bool] = {}
     for parameter in candidates:
-        segments = tuple(layout.within_block(parameter.path).split("."))
-        found = [i for i, word in enumerate(wanted) if _contains(segments, word)]
-        for i in found:
-            hits[i] = True
-        if found:
+        name = layout.within_block(parameter.path)
+        if name not in meant:
+            # Once for the same part of all blocks.
+            segments = tuple(name.split("."))
+            found = [i for i, word in enumerate(wanted) if _contains(segments, word)]
+            for i in found:
+                hits[i] = True
+            meant[name] = bool(found)
+        if meant[name]:
             matched.append(parameter)
     for word, hit in zip(modules, hits, strict=True):
         if not hit:

@@ -29,6 +29,12 @@ class Method(StrEnum):
         """Whether the selected tensors of the model itself are trained, rather than something beside them."""
         return self in (Method.FULL, Method.FREEZE, Method.BITFIT, Method.HEAD)
 
+    @property
+    def can_recompute(self) -> bool:
+        """Whether activations may be recomputed: not where trained states live in the attention cache, which
+        recomputing discards."""
+        return self not in (Method.PREFIX, Method.ADAPTER)
+
 
 class Objective(StrEnum):
     """What is learnt from the data: given answers, or which of two answers people prefer."""

@@ -16,7 +16,7 @@ from finetune_trainer.data.cleaning import Entry
 from finetune_trainer.data.conversation import Conversation, Document
 from finetune_trainer.data.labeled import LabelBook, Labeled, check_classes
 from finetune_trainer.data.preference import Judged, Pair
-from finetune_trainer.data.prompts import PromptPicker
+from finetune_trainer.data.prompts import Prompt, PromptPicker
 from finetune_trainer.data.purpose import AnySample, Purpose
 from finetune_trainer.data.recognition import Recognised
 from finetune_trainer.data.rendering import RENDERED_ON
@@ -87,7 +87,7 @@ class Builder:
                     left -= 1
                     conversation = _conversation_of(item.row.sample)
                     if picker is not None and conversation is not None and not item.rendered[0].is_document:
-                        picker.offer(conversation, item.row.digest)
+                        picker.offer(conversation, item.row.digest, self._prompt_tokens)
                     yield entry
 
     def notes(self) -> list[str]:
@@ -149,6 +149,15 @@ class Builder:
                 return [self._template.render_answer(sample.conversation, len(sample.conversation.messages) - 1)]
             case Conversation():
                 return self._template.render(sample)
+
+    def _prompt_tokens(self, prompt: Prompt) -> float:
+        """Tokens of what a model is asked; infinitely many where the template refuses it."""
+        assert self._template is not None, "the conversation was rendered with it"
+        try:
+            text = self._template.render_prompt(prompt.messages, prompt.tools)
+        except RowError:
+            return math.inf
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _joined(self, prompt: str, completion: str) -> Rendered:
         self._plain_pairs += 1

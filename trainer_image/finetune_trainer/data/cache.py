@@ -23,7 +23,7 @@ from finetune_trainer.workspace import is_full_disk
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raise it with any change of what a data set is turned into."""
 _SEAL = "sha256.json"
 """Digest of every other file of an entry; written last."""
@@ -47,7 +47,7 @@ def cache_key(
         "version": CACHE_VERSION,
         "libraries": {name: _version(name) for name in libraries},
         "data": sha256,
-        "files": [[s.uri, s.weight, s.max_samples, [[f.name, f.stat().st_size] for f in s.files]] for s in sources],
+        "files": [[s.uri, s.weight, s.max_samples, [[s.name(f), f.stat().st_size] for f in s.files]] for s in sources],
         "tokenizer": _tokenizer_digest(tokenizer),
         "settings": settings,
         "seed": seed,

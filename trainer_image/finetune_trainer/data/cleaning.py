@@ -61,6 +61,12 @@ def hold_out(
     return [e for e in entries if e.digest not in held], [e for e in entries if e.digest in held]
 
 
+def in_mixed_order(entries: Sequence[Entry], seed: int) -> list[Entry]:
+    """In an order that depends on their content and the seed alone: whatever stands first in the files, the first so
+    many are a fair part of all, and they are those whose prompts are answered."""
+    return sorted(entries, key=lambda entry: (rank(seed, entry.digest), entry.digest))
+
+
 def sample_index(entries: Sequence[Entry]) -> Index:
     """[samples], the numbers of their samples."""
     parts = [np.arange(entry.first, entry.first + entry.samples) for entry in entries]

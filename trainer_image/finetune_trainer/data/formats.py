@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, time
 from typing import Any
 
 from finetune_trainer.contract.vocabulary import DatasetFormat
+from finetune_trainer.data.cells import maybe_json, maybe_turns
 from finetune_trainer.data.conversation import Conversation, Document, Message, Sample
 from finetune_trainer.data.rows import RowError, describe
 
@@ -39,7 +40,7 @@ def recognise(row: Fields) -> tuple[DatasetFormat, str] | None:
     if {"chosen", "rejected"} <= keys:
         return DatasetFormat.PREFERENCE, "rows have 'chosen' and 'rejected'"
     for key in ("messages", "conversations"):
-        turns = _maybe_json(row.get(key))
+        turns = maybe_json(row.get(key))
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
             if "role" in turns[0]:
                 return DatasetFormat.MESSAGES, f"rows have '{key}' of role and content"
@@ -89,21 +90,27 @@ def _message(turn: Fields, position: int) -> Message:
     # Templates add strings to the content, and a call of a tool often comes without one.
     message["content"] = content or ""
     if "tool_calls" in message:
-        message["tool_calls"] = _arguments_as_objects(message["tool_calls"])
-    return message
+        message["tool_calls"] = _calls(maybe_json(message["tool_calls"]), f"message {position} ({role})")
+    return {key: _plain(value) for key, value in message.items()}
 
 
-def _arguments_as_objects(calls: object) -> object:
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if not calls:
+        return []
+    if not isinstance(calls, list):
+        raise RowError(f"{where} has {describe(calls)} as 'tool_calls' instead of a list of calls")
+    for number, call in enumerate(calls, 1):
+        if not isinstance(call, dict):
+            raise RowError(f"{where} has {describe(call)} as call {number} of 'tool_calls' instead of an object")
+    return [_with_object(call) for call in calls]
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's interface has the arguments of a call as JSON text; chat templates write them as JSON themselves."""
-    calls = _maybe_json(calls)
-    return [_with_object(call) for call in calls] if isinstance(calls, list) else calls
-
-
-def _with_object(call: object) -> object:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(call, dict) or not isinstance(function, dict):
+    function = call.get("function")
+    if not isinstance(function, dict):
         return call
-    return {**call, "function": {**function, "arguments": _maybe_json(function.get("arguments", {}))}}
+    return {**call, "function": {**function, "arguments": maybe_json(function.get("arguments", {}))}}
 
 
 def _maybe_parts(content: object, position: int) -> str | None:
@@ -140,12 +147,12 @@ def _sharegpt_message(turn: Fields, position: int) -> Message:
 
 
 def _tool_calls(value: str, position: int) -> list[dict[str, Any]]:
-    calls = _maybe_json(value)
+    calls = maybe_json(value)
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise RowError(f"turn {position} (function_call) is not JSON with 'name' and 'arguments'")
     return [
-        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+        {"type": "function", "function": {"name": call["name"], "arguments": maybe_json(call.get("arguments", {}))}}
         for call in calls
     ]
 
@@ -159,7 +166,7 @@ def _parse_alpaca(row: Fields) -> Conversation:
 
 
 def _parse_prompt_completion(row: Fields) -> Conversation:
-    prompt, completion = _maybe_turns(row.get("prompt")), _maybe_turns(row.get("completion"))
+    prompt, completion = maybe_turns(row.get("prompt")), maybe_turns(row.get("completion"))
     if isinstance(prompt, list) and isinstance(completion, list):
         return _parse_messages({**row, "messages": [*prompt, *completion]})
     pair = [
@@ -170,15 +177,9 @@ def _parse_prompt_completion(row: Fields) -> Conversation:
     return replace(conversation, is_plain=conversation.tools is None and len(conversation.messages) == len(pair))
 
 
-def _maybe_turns(value: object) -> object:
-    """A list of turns that comes as text, as in CSV. A prompt that merely happens to be JSON stays a prompt."""
-    turns = _maybe_json(value)
-    return turns if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns) else value
-
-
 def _history(history: object) -> list[Message]:
     """Earlier exchanges, as pairs of an instruction and an answer."""
-    pairs = _maybe_json(history) if history else []
+    pairs = maybe_json(history) if history else []
     if not isinstance(pairs, list):
         raise RowError(f"has {describe(pairs)} as 'history' instead of a list of pairs")
     messages = []
@@ -212,7 +213,7 @@ def _conversation(row: Fields, messages: list[Message]) -> Conversation:
         raise RowError("no turn of the assistant, so nothing to learn from it")
     if row.get("system") and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": _string(row, "system")}, *messages]
-    tools = _maybe_json(row.get("tools")) or None
+    tools = _plain(maybe_json(row.get("tools"))) or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise RowError("'tools' is not a list of JSON schemas")
     return Conversation(tuple(messages), tuple(_schema(tool) for tool in tools) if tools else None)
@@ -224,7 +225,7 @@ def _schema(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns(row: Fields, key: str) -> list[Fields]:
-    turns = _maybe_json(row.get(key))
+    turns = maybe_json(row.get(key))
     if turns is None:
         raise RowError(f"no '{key}'; its fields are {_names(row)}")
     if not isinstance(turns, list) or not turns:
@@ -248,11 +249,23 @@ def _names(row: Fields) -> str:
     return ", ".join(repr(str(key)[:40]) for key in list(row)[:8]) or "none"
 
 
-def _maybe_json(value: Any) -> Any:
-    """Lists come as text where a file has only text cells, as CSV does."""
-    if not isinstance(value, str):
-        return value
+def _plain(value: Any) -> Any:
+    """What JSON can say of a value: a Parquet column may hold dates, decimals and bytes, which no template writes and
+    no file of prompts could keep. Raises RowError."""
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+        return _json_value(value)
+    except RecursionError:
+        raise RowError("nested too deeply") from None
+
+
+def _json_value(value: Any) -> Any:
+    match value:
+        case str() | bool() | int() | float() | None:
+            return value
+        case dict():
+            return {str(key): _json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_json_value(item) for item in value]
+        case date() | time():
+            return value.isoformat()
+    return str(value)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from finetune_trainer.contract.config import HeadConfig
 from finetune_trainer.contract.vocabulary import DatasetFormat, HeadTask
+from finetune_trainer.data.cells import maybe_json
 from finetune_trainer.data.conversation import Conversation, Document, Message
 from finetune_trainer.data.formats import parse
 from finetune_trainer.data.rows import RowError, describe
@@ -88,12 +89,13 @@ def parse_labeled(row: Fields, head: HeadConfig) -> Labeled:
 
 
 def _turns(row: Fields, key: str, speaker: str) -> tuple[Message, ...]:
-    if not isinstance(row[key], list):
-        raise RowError(f"'{key}' is {describe(row[key])}, not a list of turns")
+    turns = maybe_json(row[key])
+    if not isinstance(turns, list):
+        raise RowError(f"'{key}' is {describe(turns)}, not a list of turns")
     # Read as any conversation is, which has to have an answer; this one's stands for the label, and is left out again.
     answer = {"role": "assistant", "content": "-"} if speaker == "role" else {"from": "gpt", "value": "-"}
     format_ = DatasetFormat.MESSAGES if speaker == "role" else DatasetFormat.SHAREGPT
-    sample = parse(format_, {"system": row.get("system"), key: [*row[key], answer]})
+    sample = parse(format_, {"system": row.get("system"), key: [*turns, answer]})
     assert isinstance(sample, Conversation), "both formats are conversations"
     if len(sample.messages) == 1:
         raise RowError(f"'{key}' is an empty list")
@@ -115,7 +117,7 @@ def _number(label: object) -> float:
 
 def _class(label: object, names: Sequence[str]) -> str:
     """The name of a class. A number is one as well, or where the names are given and none of them is that number, its
-    place among them."""
+    place among them; so is its text, which is all that CSV has."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if isinstance(label, float) or not isinstance(label, bool | int | str) or label == "":
@@ -123,8 +125,10 @@ def _class(label: object, names: Sequence[str]) -> str:
     name = str(label).lower() if isinstance(label, bool) else str(label).strip()
     if not names or name in names:
         return name
-    if isinstance(label, int) and 0 <= label < len(names):
-        return names[label]
+    # More digits are no place, and Python refuses to convert thousands of them.
+    place = int(name) if isinstance(label, str) and name.isdecimal() and len(name) < 10 else label
+    if isinstance(place, int) and 0 <= place < len(names):
+        return names[place]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise RowError(f"'label' {name!r} is none of spec.head.labels ({', '.join(names[:10])}){hint}")

@@ -54,7 +54,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
                         continue
                     for value in part.to_pylist():
                         number += 1
-                        yield Row(path.name, number, value)
+                        yield Row(path.name, number, {name: _without_nulls(item) for name, item in value.items()})
     except (pyarrow.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
         # The others come from extension types that some library has registered, for what a file says of its columns,
         # and from dates that Python has no year for.
@@ -63,6 +63,14 @@ def read_parquet(path: Path) -> Iterator[Row]:
         if path.is_file():
             raise DataError(f"data file {path.name} is not a readable Parquet file: {error}") from error
         raise InputMissing(f"data file {path.name} cannot be read: {error}; check spec.dataset.sources") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object without the keys that only those of other rows have: in Arrow all have the same, and null stands where
+    there was none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_row_groups(path: Path, metadata: Any) -> None:

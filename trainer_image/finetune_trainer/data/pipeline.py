@@ -16,7 +16,7 @@ from finetune_trainer.contract.config import DatasetConfig
 from finetune_trainer.contract.manifest import DataReport
 from finetune_trainer.data import cache
 from finetune_trainer.data.build import Builder, save_labels
-from finetune_trainer.data.cleaning import Entry, epoch_index, hold_out, sample_index
+from finetune_trainer.data.cleaning import Entry, epoch_index, hold_out, in_mixed_order, sample_index
 from finetune_trainer.data.packing import pack, padding_share
 from finetune_trainer.data.prompts import Prompt, PromptPicker
 from finetune_trainer.data.purpose import Purpose
@@ -39,6 +39,7 @@ class PreparedData:
     train: Samples
     """The samples of one epoch; those of a source of weight 2 come twice."""
     validation: Samples | None
+    """In an order that depends on their content and the seed; the samples of a row follow each other."""
     report: DataReport
     generation_prompts: list[Prompt]
     """Prompts of held-out conversations, at most 1000, in an order that depends on their content and the seed."""
@@ -120,7 +121,7 @@ def _build(
     """Write a cache entry into `folder`."""
     tallies = (Tally(config.cleaning, "training data"), Tally(config.cleaning, "validation data"))
     formats = [recognise_source(config, source, purpose) for source in sources]
-    picker = PromptPicker(seed)
+    picker = PromptPicker(seed, config.max_length)
     screen = Screen(config, purpose, folder)
     with closing(screen), SampleWriter(folder) as writer:
         builder = Builder(config, tokenizer, writer, purpose, screen)
@@ -129,7 +130,8 @@ def _build(
         wanted = config.validation
         training, validation = hold_out(training, seed, fraction=wanted.fraction, count=wanted.count)
     weights = [source.weight for source in sources if not source.is_validation]
-    train_index, validation_index = epoch_index(training, weights, seed), sample_index(validation)
+    train_index = epoch_index(training, weights, seed)
+    validation_index = sample_index(in_mixed_order(validation, seed))
     save_array(folder / "train.npy", train_index)
     if config.validation is not None:
         save_array(folder / "validation.npy", validation_index)
@@ -151,7 +153,7 @@ def _build(
     summary = {
         "report": report.model_dump(mode="json"),
         "prompts": [asdict(prompt) for prompt in picker.picked(held_out)],
-        "notes": [*_left_out(sources), *builder.notes()],
+        "notes": [*_left_out(sources), *builder.notes(), *picker.notes(held_out)],
         "classes": list(builder.book.names()) if builder.book is not None else [],
     }
     (folder / "summary.json").write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")

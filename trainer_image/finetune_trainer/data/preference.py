@@ -2,8 +2,8 @@
 
 Pairs come in the layouts of LLaMA-Factory (`conversations` or `messages` with `chosen` and `rejected`; `instruction`,
 `input`, `chosen`, `rejected`) and of TRL (`prompt`, `chosen`, `rejected`, each text or a list of messages; or `chosen`
-and `rejected` as whole conversations). Single answers come as any conversation with `kto_tag` (LLaMA-Factory) or with a
-true or false `label` (TRL).
+and `rejected` as whole conversations, beside which the prompt may be repeated). Turns may come as JSON text. Single
+answers come as any conversation with `kto_tag` (LLaMA-Factory) or with a true or false `label` (TRL).
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 from finetune_trainer.contract.vocabulary import DatasetFormat
+from finetune_trainer.data.cells import maybe_json, maybe_turns
 from finetune_trainer.data.conversation import Conversation
-from finetune_trainer.data.formats import parse, recognise
+from finetune_trainer.data.formats import SHAREGPT_ROLES, parse, recognise
 from finetune_trainer.data.rows import RowError, describe
 
 Fields = Mapping[str, Any]
 
 JUDGEMENTS = ("kto_tag", "label")
 """Fields that say whether an answer was liked: LLaMA-Factory's and TRL's."""
+_GO_ON = ("assistant", "tool", "function", "ipython")
+"""Roles with which an answer goes on from a prompt; with any other one it is a conversation of its own."""
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -123,46 +127,84 @@ def parse_pair(row: Fields) -> Pair:
 
 def _side(row: Fields, side: str) -> Conversation:
     """The prompt with one of the answers."""
-    answer = row.get(side)
+    answer = maybe_turns(row.get(side))
     if answer is None or answer == "" or answer == []:
         raise RowError(f"no '{side}'")
-    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
     if isinstance(answer, Mapping):
         answer = [answer]
-    turns = next((rest[key] for key in ("messages", "conversations") if isinstance(rest.get(key), list)), None)
-    if turns is None and isinstance(rest.get("prompt"), list):
-        turns = rest["prompt"]
-    if turns is not None:
-        return _continued(rest, turns, answer, side)
-    if isinstance(answer, list):
-        prompt = rest.get("prompt") if rest.get("instruction") is None else rest["instruction"]
-        whole = len(answer) > 1 and _speaker(answer[0]) not in ("assistant", "gpt")
-        before = [] if whole or prompt is None else [{"role": "user", "content": prompt}]
-        return _continued(rest, before, answer, side)
-    if not isinstance(answer, str):
+    if not isinstance(answer, list | str):
         raise RowError(f"has {describe(answer)} as '{side}' instead of text or messages")
+    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
+    key, turns = _prompt_turns(rest)
+    begins = "assistant" if isinstance(answer, str) else _speaker(answer[0])
+    if isinstance(answer, list) and begins is not None and begins not in _GO_ON:
+        return _continued(rest, _left_out(key, turns, answer, side), answer)
+    if turns:
+        if begins == "assistant" and _speaker(turns[-1]) == "assistant":
+            raise RowError(
+                f"'{key}' ends with a turn of the assistant, and '{side}' begins with another one; '{key}' has to end "
+                "with what both answer"
+            )
+        return _continued(rest, turns, answer)
+    question = rest.get("prompt") if rest.get("instruction") is None else rest["instruction"]
+    if isinstance(answer, list):
+        return _continued(rest, [] if question is None else [{"role": "user", "content": question}], answer)
     if rest.get("instruction") is not None:
         return _conversation(DatasetFormat.ALPACA, {**rest, "output": answer})
-    if rest.get("prompt") is None:
+    if question is None:
         raise RowError(f"'{side}' is text, but the row has no 'prompt' or 'instruction' that it answers")
-    return _continued(rest, [{"role": "user", "content": rest["prompt"]}], answer, side)
+    return _continued(rest, [{"role": "user", "content": question}], answer)
 
 
-def _continued(rest: Fields, turns: list[Any], answer: object, side: str) -> Conversation:
+def _prompt_turns(rest: Fields) -> tuple[str, list[Any]]:
+    """The field that has the prompt as turns, and these; none where it is text, or not there."""
+    for key in ("messages", "conversations", "prompt"):
+        turns = maybe_turns(rest.get(key)) if key == "prompt" else maybe_json(rest.get(key))
+        if isinstance(turns, list) and turns:
+            return key, turns
+    return "", []
+
+
+def _left_out(key: str, turns: list[Any], whole: list[Any], side: str) -> list[Any]:
+    """The turns of a prompt that a whole conversation lacks: those of the system, where it has none of its own.
+
+    The rest has to be a repetition: of the conversation's prompt, or of this prompt with one of the answers. Raises
+    RowError where it says something else: added to the conversation, it would not be what anybody answered.
+    """
+    asked, own = _without_system(turns), _without_system(whole)
+    if asked and (not own or _said(asked[0]) != _said(own[0])):
+        raise RowError(
+            f"'{side}' begins with a turn of the {_speaker(whole[0])} that is not the one '{key}' begins with; give "
+            "whole conversations that repeat the prompt, or the answers alone"
+        )
+    return [] if len(own) < len(whole) else turns[: len(turns) - len(asked)]
+
+
+def _without_system(turns: list[Any]) -> list[Any]:
+    return list(dropwhile(lambda turn: _speaker(turn) in ("system", "developer"), turns))
+
+
+def _said(turn: object) -> tuple[str | None, object]:
+    """Who speaks in a turn, and what they say."""
+    text = turn.get("value" if "from" in turn else "content") if isinstance(turn, Mapping) else turn
+    return _speaker(turn), text.strip() if isinstance(text, str) else text
+
+
+def _continued(rest: Fields, turns: list[Any], answer: list[Any] | str) -> Conversation:
     """Turns of a prompt, and an answer in the same style as they or as text."""
     spoken = any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
     if isinstance(answer, str):
         answer = [{"from": "gpt", "value": answer} if spoken else {"role": "assistant", "content": answer}]
-    if not isinstance(answer, list):
-        raise RowError(f"has {describe(answer)} as '{side}' instead of text or messages")
     spoken = spoken or (not turns and any(isinstance(turn, Mapping) and "from" in turn for turn in answer))
     key, format_ = ("conversations", DatasetFormat.SHAREGPT) if spoken else ("messages", DatasetFormat.MESSAGES)
     kept = {name: rest[name] for name in ("system", "tools") if name in rest}
     return _conversation(format_, {**kept, key: [*turns, *answer]})
 
 
-def _speaker(turn: object) -> object:
-    return (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
+def _speaker(turn: object) -> str | None:
+    """The role of a turn of either style; None where it says none."""
+    said = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
+    return SHAREGPT_ROLES.get(said, said) if isinstance(said, str) else None
 
 
 def _conversation(format_: DatasetFormat, row: Fields) -> Conversation:

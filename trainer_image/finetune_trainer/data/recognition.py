@@ -47,7 +47,7 @@ def recognise_source(config: DatasetConfig, source: Source, purpose: Purpose = S
     for a format that does not serve the purpose.
     """
     first = {file: rows for file in source.files if (rows := list(islice(source.rows(file), FIRST_ROWS)))}
-    names = ", ".join(file.name for file in source.files)
+    names = ", ".join(source.name(file) for file in source.files)
     if not first:
         raise DataError(f"the data set {source.uri} is empty: {names} holds no row")
     columns = Columns(config)
@@ -80,7 +80,7 @@ def explain(source: Source, formats: Mapping[Path, Recognised]) -> str:
     """Why `auto` decided as it did, file by file where they differ; empty where the job named the format."""
     reasons: dict[str, list[str]] = {}
     for file, recognised in formats.items():
-        reasons.setdefault(recognised.reason, []).append(file.name)
+        reasons.setdefault(recognised.reason, []).append(source.name(file))
     if len(reasons) == 1:
         return next(iter(reasons))
     parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ Fetch = Callable[[str], list[Path]]
 
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """What the `datasets` library writes beside the data."""
-_SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev|eval)(?:[-_.]|$)", re.IGNORECASE)
+_SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev|eval)(?=[-_.]|$)", re.IGNORECASE)
 _CHUNK = 1024 * 1024
 
 
@@ -33,11 +34,19 @@ class Source:
     max_samples: int | None = None
     is_validation: bool = False
     left_out: tuple[str, ...] = ()
-    """Names of files that belong to another split."""
+    """Names of files that belong to another split, as `name` has them."""
+    root: Path | None = None
+    """The folder that all of its files lie below, those left out included."""
+
+    def name(self, file: Path) -> str:
+        """One of its files for messages: the path below `root`, because folders may hold files of the same name."""
+        return file.name if self.root is None else file.relative_to(self.root).as_posix()
 
     def rows(self, file: Path) -> Iterator[Row]:
         """Rows of one of its files."""
-        return read_rows(file)
+        name = self.name(file)
+        for row in read_rows(file):
+            yield row if row.file == name else replace(row, file=name)
 
 
 def resolve_sources(config: DatasetConfig, fetch: Fetch) -> list[Source]:
@@ -65,17 +74,29 @@ def _resolve(uri: str, fetch: Fetch, *, is_validation: bool = False) -> Source:
     if not files:
         names = ", ".join(path.name for path in found[:5]) or "no file at all"
         raise DataError(f"data set {uri} holds no data file: found {names}. Files are read that end in {READABLE}")
-    kept = files if is_validation else _training_split(files)
-    left_out = tuple(path.name for path in files if path not in kept)
-    return Source(uri, tuple(kept), is_validation=is_validation, left_out=left_out)
+    # A folder that all of them are in tells no split from another.
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    kept = files if is_validation else _training_split(files, root)
+    source = Source(uri, tuple(kept), is_validation=is_validation, root=root)
+    return replace(source, left_out=tuple(source.name(path) for path in files if path not in kept))
 
 
-def _training_split(files: Sequence[Path]) -> list[Path]:
-    """Of files that are named after splits, those of the training split: held-out data must stay held out."""
-    splits = {path: match[1].lower() for path in files if (match := _SPLIT.search(path.name))}
+def _training_split(files: Sequence[Path], root: Path) -> list[Path]:
+    """Of files that are named after splits, by themselves or by their folders below `root`, those of the training
+    split: held-out data must stay held out."""
+    splits = {path: _split_of(path.relative_to(root)) for path in files}
     if "train" not in splits.values():
         return list(files)
-    return [path for path in files if splits.get(path, "train") == "train"]
+    return [path for path in files if splits[path] in ("train", None)]
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a path names: the file's own name goes before its folders', and in a name the last word counts
+    (`eval_qa_train.jsonl` is of the training split)."""
+    for part in reversed(path.parts):
+        if words := _SPLIT.findall(part):
+            return str(words[-1]).lower()
+    return None
 
 
 def content_sha256(sources: Sequence[Source]) -> str:
@@ -89,6 +110,6 @@ def content_sha256(sources: Sequence[Source]) -> str:
                         digest.update(chunk)
             except OSError as error:
                 raise InputMissing(
-                    f"data file {path.name} cannot be read: {error.strerror or error}; check its permissions"
+                    f"data file {source.name(path)} cannot be read: {error.strerror or error}; check its permissions"
                 ) from error
     return digest.hexdigest()

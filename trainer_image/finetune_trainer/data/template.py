@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.conversation import Conversation, Message
 from finetune_trainer.data.rendering import Renderer, Span
@@ -88,6 +88,10 @@ class ChatTemplate:
     def render_input(self, messages: Sequence[Message]) -> Rendered:
         """A conversation to say something about. Raises RowError where the template refuses it."""
         return Rendered(self._renderer.render(messages, None), (), is_input=True, is_templated=True)
+
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
+        """What a model is asked to continue. Raises RowError where the template refuses it."""
+        return self._renderer.render(messages, tools, prompt=True)
 
     def render_answer(self, conversation: Conversation, first: int) -> Rendered:
         """One sample in which nothing is learnt but what the assistant says from message `first` on.

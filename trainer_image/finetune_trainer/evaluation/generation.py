@@ -36,6 +36,8 @@ def answer(
 ) -> list[str]:
     """The model's greedy answers, in the order of the prompts; in other processes than that of rank 0 an empty list.
 
+    prompts: each read as a whole; those of prepared data fit into the job's maximum length.
+
     Every process writes its share of them, as many at a time as the job says: a step of several sequences takes hardly
     longer than that of one. The longest prompts come first, so that memory runs out at once or not at all.
     """
@@ -81,8 +83,6 @@ def _generate(
         add_special_tokens=False,
         padding=True,
         padding_side="left",
-        truncation=True,
-        max_length=config.dataset.max_length,
         return_tensors="pt",
         return_token_type_ids=False,
     ).to(device)

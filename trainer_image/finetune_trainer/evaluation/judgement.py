@@ -42,6 +42,8 @@ class Judgement:
     """To the first held-out prompts, in their order; empty in other processes than that of rank 0."""
     text: Mapping[str, float] = field(default_factory=dict)
     """BLEU, ROUGE and exact match of these answers, as far as the job asks for them."""
+    samples: int = 0
+    """Held-out samples that the scores are taken over; a pair is one."""
 
     def metrics(self) -> dict[str, float]:
         """All values, by the names that they have in status, manifest and card."""
@@ -69,7 +71,8 @@ def check_prompts(config: TrainerConfig, data: PreparedData) -> None:
     if wanted and not data.generation_prompts:
         raise UsageError(
             f"spec.evaluation.metrics: {', '.join(wanted)} compare generated answers with given ones, but no held-out"
-            " row has a question and an answer; use perplexity and accuracy"
+            f" row has an answer and a question before it of at most {config.dataset.max_length} tokens"
+            " (spec.dataset.maxLength); use perplexity and accuracy"
         )
 
 

@@ -73,6 +73,11 @@ class HeadTask:
             self._tokens = int(held_out.lengths.sum())
         self._collate = LabeledCollator(self._pad_token_id, self._kind)
 
+    @property
+    def held_out(self) -> int:
+        """Held-out texts that are scored."""
+        return len(self._held_out) if self._held_out is not None else 0
+
     def begin(self, model: nn.Module) -> None:
         """Tell the model what padding is: it reads the last token that is none."""
         assert isinstance(model, PreTrainedModel)

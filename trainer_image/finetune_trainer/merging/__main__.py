@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.contract import MergeReport, ResultManifest, TrainerConfig, select
 from finetune_trainer.contract.config import ModelConfig, S3Config
+from finetune_trainer.contract.manifest import BaseModelRecord
 from finetune_trainer.contract.outcome import ExitCode
 from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant, Merge, Method
 from finetune_trainer.errors import TrainerError, UsageError
@@ -143,7 +145,7 @@ def _merged(
         raise UsageError(f"{found.artefact}: a loftq adapter belongs to its quantized base; use --into dequantized")
     if into is Merge.DEQUANTIZED and config.quantization is None:
         raise UsageError(f"--into dequantized: the base of {found.artefact} was not quantized; use base16")
-    base = _base_model(config, options, scratch)
+    base = _base_model(config, found.manifest.base_model, options, scratch)
     source = MergeSource(
         base,
         found.artefact,
@@ -170,7 +172,11 @@ def _quantization(config: TrainerConfig, base: Path) -> QuantizationConfigMixin 
     return quantization_of(config.quantization, layout, select(layout, config.method, config.layers, bias))
 
 
-def _base_model(config: TrainerConfig, options: argparse.Namespace, scratch: Path) -> Path:
+def _base_model(config: TrainerConfig, record: BaseModelRecord, options: argparse.Namespace, scratch: Path) -> Path:
+    """The folder of the base: the one that was trained on, or the one that `--model` names.
+
+    Raises UsageError where the first has changed since, and what `fetch_model` raises.
+    """
     from finetune_trainer.sources import fetch_model
     from finetune_trainer.storage import ObjectStore
     from finetune_trainer.workspace import Workspace
@@ -179,12 +185,33 @@ def _base_model(config: TrainerConfig, options: argparse.Namespace, scratch: Pat
     if named is not None and "://" not in named:
         if not (Path(named) / "config.json").is_file():
             raise UsageError(f"--model {named}: there is no model in this folder")
+        _compare_base(Path(named), named, record, chosen=True)
         return Path(named)
     model = config.model if named is None else ModelConfig(uri=named, revision=None)
+    if model.uri == record.uri and record.revision is not None:
+        # A branch has moved on since, and no revision at all means the newest one.
+        model = model.model_copy(update={"revision": record.revision})
     _say(f"looking for the base model {model.uri}")
     endpoint = options.endpoint if named is not None else options.endpoint or config.s3.endpoint
     store = ObjectStore(S3Config(endpoint=endpoint, region=config.s3.region))
-    return fetch_model(model, store, Workspace.at(scratch / "work")).path
+    folder = fetch_model(model, store, Workspace.at(scratch / "work")).path
+    _compare_base(folder, model.uri, record, chosen=named is not None)
+    return folder
+
+
+def _compare_base(folder: Path, place: str, record: BaseModelRecord, *, chosen: bool) -> None:
+    """Compare a base's `config.json` with that of the model that was trained on, whose weights nobody kept a digest of.
+
+    A base that somebody has `chosen` may be a copy that was saved anew: it is only warned of. Raises UsageError for
+    others.
+    """
+    if hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() == record.config_sha256:
+        return
+    trained = record.uri if record.revision is None else f"{record.uri} at {record.revision}"
+    what = f"{place}: its config.json is not the one that was trained on ({trained})"
+    if not chosen:
+        raise UsageError(f"{what}; it has changed since. Name a copy of that model with --model")
+    _say(f"warning: {what}; the merged model is of use only where the weights are the same")
 
 
 def _configuration(manifest: ResultManifest, *, trusted: bool) -> TrainerConfig:

@@ -35,7 +35,8 @@ def open_result(place: str, scratch: Path, *, endpoint: str | None = None) -> Re
     job's output, whose latest run it is then.
 
     From S3 only the artefact is downloaded, into `scratch`. Raises InputMissing where there is none, UsageError for a
-    manifest that cannot be read, and CorruptObject where a file is not the one that the manifest lists.
+    manifest that cannot be read or is that of several adapters, and CorruptObject where a file is not the one that the
+    manifest lists.
     """
     if place.startswith("s3://"):
         return from_store(S3Uri.parse(place), scratch, ObjectStore(S3Config(endpoint=endpoint)))
@@ -44,7 +45,7 @@ def open_result(place: str, scratch: Path, *, endpoint: str | None = None) -> Re
         raise InputMissing(
             f"{place}: there is no {MANIFEST} in it; name the folder of a finished finetune run, or s3://..."
         )
-    manifest = _parse((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+    manifest = _parse((folder / MANIFEST).read_bytes(), str(folder))
     for entry in _artefact_files(manifest):
         path = folder / entry.path
         if not path.is_file():
@@ -64,18 +65,23 @@ def from_store(uri: S3Uri, scratch: Path, store: ObjectStore) -> ResultFiles:
         uri, content = named_manifest(store, uri, LATEST)
     else:
         content = store.get_bytes(uri.child(MANIFEST))
-    manifest = _parse(content, f"{uri}/{MANIFEST}")
+    manifest = _parse(content, str(uri))
     store.get_tree(uri, _artefact_files(manifest), scratch)
     return ResultFiles(scratch, manifest)
 
 
-def _parse(content: bytes, name: str) -> ResultManifest:
+def _parse(content: bytes, run: str) -> ResultManifest:
+    """The manifest of the result that lies at `run`, a folder or an address."""
     try:
-        return ResultManifest.model_validate_json(content)
+        manifest = ResultManifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UsageError(f"{name} is not a result's manifest: {where}: {first['msg']}") from error
+        raise UsageError(f"{run}/{MANIFEST} is not a result's manifest: {where}: {first['msg']}") from error
+    if manifest.adapters:
+        places = ", ".join(f"{run}/adapters/{one.name}" for one in manifest.adapters)
+        raise UsageError(f"{run} holds several adapters, each a result of its own; name one of them: {places}")
+    return manifest
 
 
 def _sha256(path: Path) -> str:

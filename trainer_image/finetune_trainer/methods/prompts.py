@@ -54,10 +54,10 @@ def check(config: TrainerConfig, layout: ModelLayout, model_type: str) -> None:
             f"spec.dataset.packing: method {method} needs its trained positions before every sample, and packed rows"
             " hold several; set it to false"
         )
-    if method in (Method.PREFIX, Method.ADAPTER) and config.training.gradient_checkpointing:
+    if not method.can_recompute and config.training.gradient_checkpointing:
         raise UsageError(
             f"spec.training.gradientCheckpointing: method {method} keeps trained states in the attention cache, which"
-            " checkpointing discards; set it to false"
+            " checkpointing discards; set it to never"
         )
     if method is Method.ADAPTER:
         if model_type not in TRANSFORMERS_MODEL_CONFIG:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from finetune_trainer.data import Collator, RowDataset, Samples
+from finetune_trainer.data.samples import Index
 from finetune_trainer.preferences.logprobs import Answers
 
 LogProbs = npt.NDArray[np.float32]
@@ -38,14 +40,15 @@ class JudgedRows(Dataset[Item]):
     """Single answers: `rows`, the answer's and one of the same prompt with somebody else's answer, from which the
     divergence is estimated; `liked`; and `reference` as for pairs.
 
-    The other answer is that of the sample half the data set away: not of the same pair where samples come in pairs, and
-    the same one however batches are made (arXiv:2402.01306, section 4.1, takes the next one in the batch).
+    The other answer is always one to another prompt, where there is one, and the same one however batches are made
+    (arXiv:2402.01306, section 4.1, takes the next one in the batch).
     """
 
     def __init__(self, samples: Samples, max_length: int) -> None:
         self._rows = RowDataset(samples)
         self._liked = samples.labels > 0.5
         self._max_length = max_length
+        self._others = others(samples)
         self.reference: LogProbs | None = None
         """[answers, 2], log-probabilities under the model before tuning."""
 
@@ -54,7 +57,7 @@ class JudgedRows(Dataset[Item]):
 
     def __getitem__(self, number: int) -> Item:
         own = self._rows[number]
-        other = self._rows[(number + max(1, len(self) // 2)) % len(self)]
+        other = self._rows[int(self._others[number])]
         item: Item = {"rows": (own, self._mismatched(own, other)), "liked": bool(self._liked[number])}
         return item if self.reference is None else item | {"reference": self.reference[number]}
 
@@ -65,6 +68,32 @@ class JudgedRows(Dataset[Item]):
         ids = torch.cat([own["input_ids"][:prompt], other["input_ids"][start:]])[: self._max_length]
         labels = torch.cat([torch.full((prompt,), -100), other["labels"][start:]])[: self._max_length]
         return {"input_ids": ids, "labels": labels, "position_ids": torch.arange(len(ids))}
+
+
+def others(samples: Samples) -> Index:
+    """[samples], for each of them the place of one with another prompt; each serves once where all prompts have as many
+    answers. Where all prompts are the same, the place of the one half of them away.
+
+    Prompts are compared, and not places: samples may repeat, and the answers to one prompt may stand anywhere. That
+    reads every sample once.
+    """
+    known: dict[bytes, int] = {}
+    prompts = np.empty(len(samples), dtype=np.int64)
+    for number, (ids, labels) in enumerate(samples):
+        prompt = ids[: int((labels >= 0).argmax())].tobytes()
+        prompts[number] = known.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), len(known))
+    places = np.arange(len(samples))
+    if len(known) < 2:
+        return (places + max(1, len(samples) // 2)) % max(1, len(samples))
+    order = np.argsort(prompts, kind="stable")
+    grouped = prompts[order]
+    starts, ends = np.searchsorted(grouped, grouped), np.searchsorted(grouped, grouped, side="right")
+    strangers = len(samples) - (ends - starts)
+    # Round the circle from the end of the own prompt's samples, one gets to all others before one is back.
+    chosen = (ends + (places - starts + strangers // 2) % strangers) % len(samples)
+    found = np.empty_like(order)
+    found[order] = order[chosen]
+    return found
 
 
 class AnswerCollator:

@@ -80,6 +80,11 @@ class PreferenceTask:
             return JudgedRows(samples, self._config.dataset.max_length)
         return PairRows(samples)
 
+    @property
+    def held_out(self) -> int:
+        """Held-out pairs, for `kto` answers, that are scored."""
+        return len(self._held_out) if self._held_out is not None else 0
+
     def begin(self, model: nn.Module) -> None:
         """Take the log-probabilities that the tuned model is compared with: of the held-out data, and of the training
         data where the model before tuning will not be there any more."""

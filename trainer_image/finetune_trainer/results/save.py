@@ -69,7 +69,7 @@ class Outcome:
         return EvaluationResult(
             base=self.before.metrics() if self.before is not None else None,
             tuned=tuned,
-            samples=self.data.report.validation_samples,
+            samples=self.after.samples,
             tokens=self.after.scores.tokens if self.after.scores is not None else 0,
         )
 

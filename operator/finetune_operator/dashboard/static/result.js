@@ -4,6 +4,8 @@ import { h } from "./dom.js";
 import { bytes, count, number, share } from "./format.js";
 import { facts, section, table } from "./parts.js";
 
+/** Of these, which may be negative or nothing at first, the difference is told, and not a share. */
+const DIFFERENCES = new Set(["rewardMargin", "pearson", "spearman"]);
 const LOWER_IS_BETTER = new Set(["perplexity", "loss", "mse", "mae", "rmse"]);
 
 /** Metrics before and after, and where the result is. */
@@ -40,13 +42,16 @@ export function evaluation(job) {
 }
 
 function change(name, before, after) {
-  if (typeof before !== "number" || typeof after !== "number" || before === 0) return "–";
-  const ratio = after / before - 1;
-  const better = LOWER_IS_BETTER.has(name) ? ratio < 0 : ratio > 0;
+  if (typeof before !== "number" || typeof after !== "number") return "–";
+  const difference = after - before;
+  // A share of nothing, or of less than nothing, says nothing.
+  const relative = !DIFFERENCES.has(name) && before > 0 && after >= 0;
+  const shown = relative ? share(Math.abs(difference) / before) : number(Math.abs(difference));
+  const better = LOWER_IS_BETTER.has(name) ? difference < 0 : difference > 0;
   return h(
     "span",
-    { class: ratio === 0 ? null : better ? "good" : "bad" },
-    ratio === 0 ? share(0) : `${ratio > 0 ? "+" : "−"}${share(Math.abs(ratio))} ${better ? "better" : "worse"}`,
+    { class: difference === 0 ? null : better ? "good" : "bad" },
+    difference === 0 ? shown : `${difference > 0 ? "+" : "−"}${shown} ${better ? "better" : "worse"}`,
   );
 }
 
