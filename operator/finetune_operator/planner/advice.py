@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.errors import DoesNotFit
+from finetune_operator.planner.host import fits_pod, memory_for_pod, pod_problem
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
 from finetune_operator.planner.offload import fits_host, host_problem, memory_for
 from finetune_operator.planner.search import Candidate, batch_of, checkpointing_choices, choose, layouts, select_for
@@ -16,6 +17,8 @@ from finetune_trainer.contract.vocabulary import Method, Optimizer, Strategy
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
 _SHORTEST = 128
 _MOST_GPUS = 64
+_PLENTY = "1024Ti"
+"""More memory than a pod has."""
 _RECOMPUTING = {"never": ("auto", "offload"), "auto": ("offload",), "always": ("offload",), "offload": ("always",)}
 """Values of `gradientCheckpointing` to those that need less: on the GPU, or with `offload` on the host."""
 
@@ -30,6 +33,7 @@ def does_not_fit(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strateg
         f"{readable(USABLE_SHARE * gpu_memory)} to give"
     ]
     lines.extend(host_problem(spec, work, best.batch))
+    lines.extend(pod_problem(spec, work, best.layout))
     remedies = list(_remedies(spec, work, gpu_memory, strategies, best))
     lines.append(f"It would fit with: {'; '.join(remedies)}" if remedies else _hopeless(best.memory))
     return DoesNotFit(". ".join(lines))
@@ -73,7 +77,8 @@ def _remedies(
             return None
         return choose(changed, changed_work, gpu_memory, None, strategies)
 
-    for text, changed in (*_more_host_memory(spec, work, smallest), *_changes(spec)):
+    more = (*_more_host_memory(spec, work, smallest), *_more_pod_memory(spec, work, fits))
+    for text, changed in (*more, *_changes(spec)):
         found = fits(changed)
         if found is not None:
             yield f"{text} ({_need(found)})"
@@ -110,6 +115,16 @@ def _more_host_memory(
 ) -> Iterator[tuple[str, FineTuneJobSpec]]:
     if not fits_host(spec, work, smallest.batch):
         memory = memory_for(spec, work, smallest.batch)
+        yield f"resources.memory: {memory}", _with(spec, "resources", memory=memory)
+
+
+def _more_pod_memory(
+    spec: FineTuneJobSpec, work: Workload, fits: Callable[[FineTuneJobSpec], Candidate | None]
+) -> Iterator[tuple[str, FineTuneJobSpec]]:
+    """For what the processes of a pod load and offload, by the way that would be chosen if there were enough."""
+    found = fits(_with(spec, "resources", memory=_PLENTY))
+    if found is not None and not fits_pod(spec, work, found.layout):
+        memory = memory_for_pod(spec, work, found.layout)
         yield f"resources.memory: {memory}", _with(spec, "resources", memory=memory)
 
 

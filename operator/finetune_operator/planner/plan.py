@@ -10,6 +10,7 @@ from finetune_operator.api.base import quantity_to_bytes
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, Head, MemoryPerGpu, PlanStatus
 from finetune_operator.planner.adapters import plan_adapters
 from finetune_operator.planner.advice import does_not_fit
+from finetune_operator.planner.host import pod_notes
 from finetune_operator.planner.memory import host_estimate, offloaded_bytes
 from finetune_operator.planner.offload import offload_notes
 from finetune_operator.planner.prefix import check_prefix, prefix_notes
@@ -137,6 +138,7 @@ def _notes(spec: FineTuneJobSpec, work: Workload, chosen: Candidate) -> tuple[st
     if work.method in BESIDE_THE_MODEL:
         notes.append(f"how many parameters method {work.method} trains is counted by the trainer")
     notes.extend(offload_notes(spec, work, chosen.batch))
+    notes.extend(pod_notes(spec, work, chosen.layout))
     notes.extend(prefix_notes(spec, work, chosen.layout))
     return tuple(notes)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
+from finetune_operator.planner.host import fits_pod
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
 from finetune_operator.planner.offload import fits_host
 from finetune_operator.planner.support import STRATEGIES
@@ -188,6 +189,9 @@ def _largest(
 
     def fits(found: Candidate) -> bool:
         return found.memory.total <= USABLE_SHARE * gpu_memory and fits_host(spec, work, found.batch)
+
+    if not fits_pod(spec, work, layout):
+        return None
 
     rows = _first(row_choices(spec, override), lambda rows: fits(candidate(rows)))
     return None if rows is None else candidate(rows)

@@ -56,7 +56,7 @@ def effort_of(*, blocks: int, batch: int, **parts: Any) -> Effort:
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, {"resources": {"gpus": 8}}, {"method": "full", "resources": {"gpus": 8}}], ids=str
+    "parts", [{}, {"resources": {"gpus": 8}}, {"method": "full", "resources": {"gpus": 8, "memory": "4Ti"}}], ids=str
 )
 def test_micro_batches_are_not_tried_one_by_one(parts: dict[str, Any]) -> None:
     few, many = (effort_of(blocks=80, batch=batch, **parts) for batch in (16, 720_720))

@@ -124,7 +124,7 @@ def test_gpus_are_spread_over_pods(gpus: int, per_node: int | None, nodes: int, 
 
 
 def test_sharding_is_chosen_only_where_nothing_else_fits() -> None:
-    eight = {"resources": {"gpus": 8}, "strategies": ALL}
+    eight = {"resources": {"gpus": 8, "memory": "512Gi"}, "strategies": ALL}
     assert planned(method="lora", **eight).plan.strategy == "ddp"
     full = planned(method="full", **eight)
     assert (full.plan.strategy, full.plan.zero_stage) == ("deepspeed", 2)
@@ -136,7 +136,7 @@ def test_sharding_is_chosen_only_where_nothing_else_fits() -> None:
 
 
 def test_a_named_strategy_is_kept_and_its_stage_chosen() -> None:
-    eight = {"resources": {"gpus": 8}, "strategies": ALL, "method": "full"}
+    eight = {"resources": {"gpus": 8, "memory": "512Gi"}, "strategies": ALL, "method": "full"}
     assert planned(parallelism={"strategy": "fsdp"}, **eight).plan.strategy == "fsdp"
     deepspeed = {"strategy": "deepspeed"}
     assert planned(parallelism=deepspeed, **eight).plan.zero_stage == 2
@@ -156,10 +156,10 @@ def test_a_quantized_base_is_sharded_only_where_the_trainer_can() -> None:
 
 
 def test_what_a_plan_offloads_stands_in_it() -> None:
-    found = planned(method="full", gpu_memory=16 * GIB, resources={"gpus": 8}).plan
+    found = planned(method="full", gpu_memory=16 * GIB, resources={"gpus": 8, "memory": "512Gi"}).plan
     assert (found.zero_stage, found.offload_optimizer, found.offload_parameters) == (3, True, True)
     asked = {"strategy": "deepspeed", "zeroStage": 2, "offload": {"optimizer": "cpu"}}
-    named = planned(method="full", parallelism=asked, resources={"gpus": 8}).plan
+    named = planned(method="full", parallelism=asked, resources={"gpus": 8, "memory": "512Gi"}).plan
     assert (named.zero_stage, named.offload_optimizer, named.offload_parameters) == (2, True, False)
     # Adafactor needs whole matrices, which no strategy that shards has.
     assert "with ddp" in refusal(method="full", training={"optimizer": "adafactor"}, resources={"gpus": 8})
