@@ -5,14 +5,26 @@ They know no markup: what is shown, in tables too, has people's words in it, suc
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console
 
 
-def stdout() -> Console:
-    """For results."""
-    return Console(file=sys.stdout, markup=False, emoji=False)
+class PatientConsole(Console):
+    """One that whoever reads along may leave, as `head` does: what is long goes on, and is told to nobody."""
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on; rich would end the program."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def stdout(*, patient: bool = False) -> Console:
+    """For results. patient: for what is not to end because nobody reads any more."""
+    return (PatientConsole if patient else Console)(file=sys.stdout, markup=False, emoji=False)
 
 
 def stderr() -> Console:

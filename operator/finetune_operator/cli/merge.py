@@ -61,7 +61,7 @@ def _result(place: str) -> str:
 
 
 def _show(report: dict[str, object]) -> None:
-    console = stdout()
+    console = stdout(patient=True)
     if "into" in report:
         share = 100 * float(str(report["sameFirstChoice"]))
         console.print(

@@ -35,7 +35,7 @@ class RunArguments:
 def run_command(arguments: RunArguments) -> int:
     """Run a job, show how it goes and what it left. The exit code."""
     job = read_job(arguments.manifest)
-    console = stdout()
+    console = stdout(patient=True)
     options = RunOptions(
         directory=arguments.output or Path(RUNS_FOLDER) / job.name,
         buckets=_buckets(arguments, job),

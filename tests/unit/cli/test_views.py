@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +220,21 @@ def test_answers_are_read_where_there_are_some(tmp_path: Path) -> None:
     path.write_text("[")
     with pytest.raises(FinetuneError, match="--fresh"):
         read_answers(tmp_path)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_long_command_goes_on_when_nobody_reads_any_more(patient: bool, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    code = (
+        "import sys, pathlib; from finetune_operator.cli.console import stdout; "
+        f"console = stdout(patient={patient}); sys.stdin.readline(); "
+        "[console.print('x' * 1000) for _ in range(300)]; "
+        f"pathlib.Path({str(done)!r}).touch()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(60) == (0 if patient else 1)
+    assert done.exists() == patient

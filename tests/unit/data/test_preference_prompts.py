@@ -142,3 +142,12 @@ def test_a_name_comes_before_a_place() -> None:
 def test_labelled_conversations_may_be_text(key: str, turn: dict[str, str]) -> None:
     found = parse_labeled({key: json.dumps([turn]), "label": "pos"}, CLASSES)
     assert found.turns == (USER,)
+
+
+def test_turns_answer_an_instruction_with_its_input_and_history() -> None:
+    row = {"instruction": "Translate.", "input": "Haus", "history": [["Hello.", "Hi."]], "system": "Be brief."}
+    good, bad = ({"role": "assistant", "content": text} for text in ("house", "mouse"))
+    pair = parse_pair({**row, "chosen": [good], "rejected": [bad]})
+    before = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "Translate.\nHaus")]
+    for side, answer in ((pair.chosen, "house"), (pair.rejected, "mouse")):
+        assert [(turn["role"], turn["content"]) for turn in side.messages] == [*before, ("assistant", answer)]

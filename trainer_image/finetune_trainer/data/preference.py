@@ -146,14 +146,17 @@ def _side(row: Fields, side: str) -> Conversation:
                 "with what both answer"
             )
         return _continued(rest, turns, answer)
-    question = rest.get("prompt") if rest.get("instruction") is None else rest["instruction"]
-    if isinstance(answer, list):
-        return _continued(rest, [] if question is None else [{"role": "user", "content": question}], answer)
     if rest.get("instruction") is not None:
-        return _conversation(DatasetFormat.ALPACA, {**rest, "output": answer})
-    if question is None:
+        text = answer if isinstance(answer, str) else side
+        conversation = _conversation(DatasetFormat.ALPACA, {**rest, "output": text})
+        if isinstance(answer, str):
+            return conversation
+        # With `input` and `history`, which stand beside the instruction; the text stood for the answer.
+        return _continued(rest, _without_system([dict(turn) for turn in conversation.messages[:-1]]), answer)
+    question = rest.get("prompt")
+    if isinstance(answer, str) and question is None:
         raise RowError(f"'{side}' is text, but the row has no 'prompt' or 'instruction' that it answers")
-    return _continued(rest, [{"role": "user", "content": question}], answer)
+    return _continued(rest, [] if question is None else [{"role": "user", "content": question}], answer)
 
 
 def _prompt_turns(rest: Fields) -> tuple[str, list[Any]]:
