@@ -147,6 +147,12 @@ def test_uninstalling_keeps_jobs_unless_told_otherwise(world: Installed) -> None
     with world.deployed_operator():
         world.create("later")
         world.reaches("later", "Succeeded")
+    # Kubernetes' garbage collector looks for new kinds every 30 s. What belongs to objects of a kind that is gone
+    # before it has seen it stays for ever.
+    world.kubectl("delete", "finetunejob", "later")
+    eventually(
+        lambda: "later-1" not in world.names("pytorchjobs"), seconds=120, what="the collector knows FineTuneJobs"
+    )
     assert "EVERY FineTuneJob" in world.deploy(crds={"keep": False})
     world.helm("uninstall", RELEASE)
     eventually(lambda: not world.has(CRD), what="the CRD is gone")
