@@ -90,13 +90,16 @@ class Bench:
     def row(self, rounds: int) -> str:
         """A line of the table: medians of the rounds."""
         found: dict[str, list[float]] = {}
-        for _ in range(rounds):
-            for name, act in (
-                ("up", self._up),
-                ("peer up", lambda: self._run("cp", f"{self._source}/", f"s3://{BUCKET}/peer/")),
-                ("down", self._down),
-                ("peer down", lambda: self._run("cp", f"s3://{BUCKET}/peer/*", f"{self._target}/")),
-            ):
+        acts: list[tuple[str, Callable[[], object]]] = [
+            ("up", self._up),
+            ("peer up", lambda: self._run("cp", f"{self._source}/", f"s3://{BUCKET}/peer/")),
+            ("down", self._down),
+            ("peer down", lambda: self._run("cp", f"s3://{BUCKET}/peer/*", f"{self._target}/")),
+        ]
+        for number in range(rounds):
+            # In turns: what comes after the uploads finds the server busy with them.
+            first, second = (0, 1) if number % 2 == 0 else (1, 0)
+            for name, act in (acts[first], acts[second], acts[2 + first], acts[2 + second]):
                 shutil.rmtree(self._target, ignore_errors=True)
                 self._target.mkdir()
                 os.sync()  # what the one before has left to be written is not this one's to wait for
