@@ -240,8 +240,8 @@ class ObjectStore:
         )
 
     def _consume(self, uri: S3Uri, sink: Callable[[bytes], object], expect: FileEntry | None) -> None:
-        """Read an object whole. Where nobody knows its SHA-256, as of somebody's model, none is computed: with it, large
-        files take a third longer."""
+        """Read an object whole. Where nobody knows its SHA-256, as of somebody's model, none is computed: large files
+        take a third longer with it."""
         digest, size = hashlib.sha256(), 0
         with self._reader(uri) as reader:
             while chunk := reader.next(_CHUNK):
