@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.fast import choice, compilation
 from finetune_trainer.training.supervised import micro_batches_of
@@ -71,3 +74,44 @@ def test_what_cannot_be_compiled_runs_as_it_is_only_where_it_may(monkeypatch: py
     with compilation.compiled([block]), pytest.raises(RuntimeError, match="no code for this machine"):
         block(x)
     assert "forward" not in block.__dict__
+
+
+class Adapted(nn.Module):
+    """A block with adapters beside frozen layers, whose gradients fill more than one of DDP's buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.ModuleList(nn.Linear(512, 512, bias=False).requires_grad_(False) for _ in range(4))
+        self.adapters = nn.ModuleList(nn.Linear(512, 512, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for frozen, adapter in zip(self.frozen, self.adapters, strict=True):
+            x = torch.tanh(frozen(x) + adapter(x))
+        return x
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """This process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_ddp_does_not_cut_blocks_into_pieces(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=count))
+    blocks = [Adapted(), Adapted()]
+    model = DistributedDataParallel(nn.Sequential(*blocks).train(), bucket_cap_mb=1)
+    torch._dynamo.reset()
+    with compilation.compiled(blocks):
+        model(torch.ones(3, 512)).sum().backward()
+    # Once for a block whose input needs no gradient, and once for one that is behind another.
+    assert [sum(node.target is torch.tanh for node in graph.graph.nodes) for graph in graphs] == [4, 4]
