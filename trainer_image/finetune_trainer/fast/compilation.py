@@ -58,8 +58,8 @@ def compiled(blocks: Sequence[nn.Module], *, may_fail: bool = False) -> Iterator
     changes = {
         "recompile_limit": max(config.recompile_limit, RECOMPILATIONS),
         "suppress_errors": config.suppress_errors or may_fail,
-        # Under DDP dynamo would cut a block's graph where a bucket of gradients is full, so that buckets can leave early.
-        # They leave between blocks anyway; within one, cuts only undo what was fused.
+        # Under DDP dynamo would cut a block's graph where a bucket of gradients is full, so that it can leave early.
+        # Buckets leave between blocks anyway; within one, cuts only undo what was fused.
         "optimize_ddp": False,
     }
     recomputed = all(getattr(block, "gradient_checkpointing", False) for block in blocks if _trained(block))
