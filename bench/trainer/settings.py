@@ -75,6 +75,10 @@ def _rows() -> list[Setting]:
             offloaded = replace(fast, name=f"{fast.row}/ours-offload", micro_batch=4, accumulation=1, offload=True)
             settings.append(offloaded)
             settings.append(replace(offloaded, name=f"{fast.row}/ours-offload-2-rows", micro_batch=2, accumulation=2))
+            if fast.row == "qlora-small":
+                # The peers' optimizer.
+                eight = {**FAST, "optimizer": "adamw_8bit"}
+                settings.append(replace(offloaded, name=f"{fast.row}/ours-offload-8-bit", training=eight))
         settings.append(replace(fast, name=f"{fast.row}/plain", training=PLAIN))
         if fast.quantization:
             other = {**fast.quantization, "keep_transposed": not fast.quantization["keep_transposed"]}
@@ -95,6 +99,7 @@ def _llamafactory(fast: Setting) -> list[Setting]:
     if fast.checkpointing:
         return [best, replace(best, name=f"{best.name}-4-rows", micro_batch=4, accumulation=1)]
     settings = [replace(peer, name=f"{fast.row}/llamafactory-defaults", checkpointing=True, training={}), best]
+    settings.append(replace(best, name=f"{best.name}-2-rows", micro_batch=2, accumulation=2))
     if fast.row == "lora-fastest":
         compiled = {**LIGER, "torch_compile": True}
         settings.append(replace(best, name=f"{fast.row}/llamafactory-compiled", training=compiled))

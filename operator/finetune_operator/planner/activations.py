@@ -18,7 +18,7 @@ from finetune_trainer.contract.vocabulary import Method, QuantizationType
 
 LOGITS_PER_CHUNK = 2**25
 """Elements of logits that the trainer's loss holds at a time (`finetune_trainer.loss`)."""
-COMPILED_LOGITS_PER_CHUNK = 3 * 2**25
+COMPILED_LOGITS_PER_CHUNK = 2**27
 """The same where it is compiled (`finetune_trainer.fast.cross_entropy`)."""
 INPUTS_ON_GPU = 2
 """Of blocks whose inputs are in host memory: the one at work and the next (`finetune_trainer.fast.offload`)."""

@@ -64,6 +64,6 @@ def test_a_model_that_wants_more_than_tokens_is_left_as_it_is(
     model.train()
     refusal: Any = pytest.raises(UsageError, match="pixels are missing") if wanted is Switch.ALWAYS else nullcontext()
     with ExitStack() as stack, refusal:
-        choice._fuse(config, model, list(decoder_blocks(model, fitted.layout)), stack)
+        choice._fuse(config, model, list(decoder_blocks(model, fitted.layout)), stack, mlps=True)
         assert "each layer by itself: LlamaForCausalLM cannot be run on a few tokens: pixels are missing" in caplog.text
     assert model.training

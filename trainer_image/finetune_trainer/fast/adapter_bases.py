@@ -39,8 +39,9 @@ class Base(ABC):
         return [], []
 
     @abstractmethod
-    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors, scalings: Sequence[float]) -> list[torch.Tensor]:
-        """Each layer's (tokens, outputs) of x (tokens, inputs). Its adapter: a (rank, inputs), b (outputs, rank)."""
+    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
+        """Each layer's (tokens, outputs) of x (tokens, inputs). Its adapter: a (rank, inputs), and b (outputs, rank)
+        times its scaling."""
 
     def _biased(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         pairs = zip(outputs, self.layers, strict=True)
@@ -73,9 +74,8 @@ class Wide(Base):
             row, column = row + rows, column + columns
         return [], found
 
-    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors, scalings: Sequence[float]) -> list[torch.Tensor]:
-        scaled = [part * scaling for part, scaling in zip(b, scalings, strict=True)]
-        return self._biased(products.wide(x, products.stacked(a, self.rank, x.dtype), self.weight, scaled))
+    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
+        return self._biased(products.wide(x, products.stacked(a, self.rank, x.dtype), self.weight, b))
 
 
 class Tall(Base):
@@ -97,8 +97,8 @@ class Tall(Base):
         outputs = self.widths[0]
         return [self.weight[outputs : outputs + self.ranks[0]]], []
 
-    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors, scalings: Sequence[float]) -> list[torch.Tensor]:
-        columns = nn.functional.pad(b[0] * scalings[0], (0, self.rank - b[0].shape[1])).to(x.dtype)
+    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
+        columns = nn.functional.pad(b[0], (0, self.rank - b[0].shape[1])).to(x.dtype)
         return self._biased([products.tall(x, products.stacked(a, self.rank, x.dtype), columns, self.weight)])
 
 
@@ -107,8 +107,8 @@ class InFp8(Base):
 
     layers: list[Fp8Linear]  # type: ignore[assignment]
 
-    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors, scalings: Sequence[float]) -> list[torch.Tensor]:
-        scaled = [(part * scaling).to(x.dtype) for part, scaling in zip(b, scalings, strict=True)]
+    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
+        scaled = [part.to(x.dtype) for part in b]
         if len(self.layers) == 1:
             (one,) = self.layers
             down = a[0].to(x.dtype)
@@ -129,8 +129,8 @@ class InFourBits(Base):
         assert found is not None
         self.packed = found
 
-    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors, scalings: Sequence[float]) -> list[torch.Tensor]:
-        scaled = [(part * scaling).to(x.dtype) for part, scaling in zip(b, scalings, strict=True)]
+    def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
+        scaled = [part.to(x.dtype) for part in b]
         return self._biased(packed.adapted(x, self.packed, products.stacked(a, self.rank, x.dtype), scaled))
 
 
@@ -151,3 +151,9 @@ def base_of(layers: Sequence[nn.Linear], ranks: Sequence[int], dtype: torch.dtyp
     if len(layers) > 1 or outputs >= CLEARLY * inputs:
         return Wide(layers, ranks)
     return Tall(layers, ranks) if inputs >= CLEARLY * outputs else None
+
+
+def computed_in(x: torch.Tensor) -> torch.dtype:
+    """The type that a product with x has."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -20,7 +20,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from finetune_trainer.errors import InternalError
-from finetune_trainer.fast.adapter_bases import Base, base_of
+from finetune_trainer.fast import swiglu_groups
+from finetune_trainer.fast.adapter_bases import Base, base_of, computed_in
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +34,23 @@ class Group:
     """PEFT's, each with the one adapter that is trained."""
     adapter: str
     base: Base
+    dtype: torch.dtype
+    """Of their products."""
     waiting: list[torch.Tensor] = field(default_factory=list)
     """Outputs of the layers that were not called yet."""
+
+    def adapters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Each layer's A (rank, inputs) and B (outputs, rank), B times its scaling."""
+        a = [layer.lora_A[self.adapter].weight for layer in self.layers]
+        b = [layer.lora_B[self.adapter].weight * layer.scaling[self.adapter] for layer in self.layers]
+        return a, b
 
     def output(self, position: int, x: torch.Tensor) -> torch.Tensor:
         """Of the layer at `position`, given the x (..., inputs) that all of them are given: (..., outputs)."""
         if position == 0:
-            kind = x.device.type
-            rows = x.reshape(-1, x.shape[-1]).to(_computed_in(x))
-            a = [layer.lora_A[self.adapter].weight for layer in self.layers]
-            b = [layer.lora_B[self.adapter].weight for layer in self.layers]
-            with torch.autocast(kind, enabled=False):
-                outputs = self.base.outputs(rows, a, b, [layer.scaling[self.adapter] for layer in self.layers])
+            rows = x.reshape(-1, x.shape[-1]).to(computed_in(x))
+            with torch.autocast(x.device.type, enabled=False):
+                outputs = self.base.outputs(rows, *self.adapters())
             self.waiting = [part.view(*x.shape[:-1], part.shape[-1]) for part in outputs]
         elif len(self.waiting) != len(self.layers) - position:
             raise InternalError(f"adapted layers of a block were not called in their order (layer {position})")
@@ -54,29 +60,29 @@ class Group:
 
 
 @contextmanager
-def grouped(model: nn.Module, blocks: Sequence[nn.Module], call: Callable[[], Any]) -> Iterator[int]:
+def grouped(
+    model: nn.Module, blocks: Sequence[nn.Module], call: Callable[[], Any], *, mlps: bool = False
+) -> Iterator[int]:
     """Compute groups of adapted layers together, in training mode only; how many groups there are.
 
-    call: a forward pass of the model with a few tokens.
+    call: a forward pass of the model with a few tokens. mlps: groups that are an MLP become one function.
     """
     found = [group for layers, dtype in _same_input(blocks, call) for group in _groups(layers, dtype)]
+    whole = swiglu_groups.found(blocks, found) if mlps else []
     with ExitStack() as stack:
         for group in found:
             stack.enter_context(_installed(group))
         if found:
+            stack.enter_context(swiglu_groups.installed(whole))
             stack.enter_context(_refreshing(model, found))
+            layers = sum(len(group.layers) for group in found)
             logger.info(
-                "adapters: %d groups of layers with the same input, %d layers",
+                "adapters: %d groups of layers with the same input, %d layers, %d whole MLPs",
                 len(found),
-                sum(len(g.layers) for g in found),
+                layers,
+                len(whole),
             )
         yield len(found)
-
-
-def _computed_in(x: torch.Tensor) -> torch.dtype:
-    """The type that a product with x has."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _same_input(blocks: Sequence[nn.Module], call: Callable[[], Any]) -> list[tuple[list[Any], torch.dtype]]:
@@ -85,7 +91,7 @@ def _same_input(blocks: Sequence[nn.Module], call: Callable[[], Any]) -> list[tu
     seen: list[tuple[Any, int, torch.Tensor, torch.dtype]] = []
 
     def note(number: int) -> Callable[..., None]:
-        return lambda layer, given: seen.append((layer, number, given[0], _computed_in(given[0])))
+        return lambda layer, given: seen.append((layer, number, given[0], computed_in(given[0])))
 
     with ExitStack() as stack:
         for number, block in enumerate(blocks):
@@ -110,7 +116,7 @@ def _groups(layers: list[Any], dtype: torch.dtype) -> Iterator[Group]:
     ranks = [layer.r[adapter] for layer in layers]
     base = base_of([layer.get_base_layer() for layer in layers], ranks, dtype)
     if base is not None:
-        yield Group(layers, adapter, base)
+        yield Group(layers, adapter, base, dtype)
 
 
 def _only_adapter(layer: Any) -> str | None:

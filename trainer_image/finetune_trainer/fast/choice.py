@@ -59,16 +59,17 @@ class FastPaths:
                 stack.enter_context(adapters.without_wide_inputs(model))
             blocks = list(decoder_blocks(model, layout))
             if self.fused:
-                _fuse(config, model, blocks, stack)
+                _fuse(config, model, blocks, stack, mlps=self.compiled)
             if self.compiled:
                 stack.enter_context(compilation.compiled(blocks, may_fail=self.may_fail))
             yield
 
 
-def _fuse(config: TrainerConfig, model: nn.Module, blocks: list[nn.Module], stack: ExitStack) -> None:
+def _fuse(config: TrainerConfig, model: nn.Module, blocks: list[nn.Module], stack: ExitStack, *, mlps: bool) -> None:
     reason = "no adapter of plain arithmetic is on a layer that it can be computed together with"
     try:
-        if stack.enter_context(adapter_groups.grouped(model, blocks, partial(_run_few_tokens, config, model))):
+        run = partial(_run_few_tokens, config, model)
+        if stack.enter_context(adapter_groups.grouped(model, blocks, run, mlps=mlps)):
             return
     except _NotRun as error:
         reason = str(error)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_trainer.fast import swiglu_groups
+
 RECOMPILATIONS = 16
 """Of one block's code: kinds of blocks (with adapters or without, trained or not, checkpointed or not) times shapes.
 What comes after runs uncompiled."""
@@ -23,7 +25,8 @@ What comes after runs uncompiled."""
 KEPT_ACTIVATIONS = 0.9
 """Of what a compiled block would keep for its backward pass, so much is kept. The rest is computed again: what costs no
 product, above all the activation between the two halves of an MLP, which is large and made from what is kept anyway.
-Where blocks are recomputed as a whole they keep it all, as there is one at a time."""
+Where blocks are recomputed as a whole they keep it all, as there is one at a time; where their MLP is one function
+(`swiglu`), that activation is left out anyway."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ def compiled(blocks: Sequence[nn.Module], *, may_fail: bool = False) -> Iterator
         # Buckets leave between blocks anyway; within one, cuts only undo what was fused.
         "optimize_ddp": False,
     }
-    recomputed = all(getattr(block, "gradient_checkpointing", False) for block in blocks if _trained(block))
-    kept = 1.0 if recomputed else KEPT_ACTIVATIONS
+    lean = all(getattr(b, "gradient_checkpointing", False) or swiglu_groups.is_in(b) for b in blocks if _trained(b))
+    kept = 1.0 if lean else KEPT_ACTIVATIONS
     try:
         with config.patch(changes), torch._functorch.config.patch(activation_memory_budget=kept):
             yield

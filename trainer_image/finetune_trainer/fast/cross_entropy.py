@@ -3,7 +3,7 @@
 The logits stay in 16 bits, in which the head computes them, and are widened within the kernel; the gradient comes out
 in 16 bits as well, as the head's backward pass takes it. The slow twin (`finetune_trainer.loss`) writes fp32 copies of
 the logits, of their log-softmax and of their gradient. The same idea as Liger Kernel's (Hsu et al. 2024,
-arXiv:2410.10989), written for torch.compile and with chunks as large as the memory that the twin takes.
+arXiv:2410.10989), written for torch.compile and with larger chunks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-LOGITS_PER_CHUNK = 3 * 2**25
-"""Elements: with 4 bytes of each as much memory as the twin's chunk, which has 12."""
+LOGITS_PER_CHUNK = 2**27
+"""Elements, of 4 bytes. Of 2^25 to 2^28 the fastest on an H100 with a vocabulary of 128,256."""
+ROWS = 128
+"""Chunks have a multiple of them, where they have more: a tile of the products is as high."""
 _PROBES = 4
 _PROBE_SCALE = 64.0
 
@@ -62,6 +64,7 @@ def chunked(
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     gradient = torch.empty_like(hidden)
     rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+    rows -= rows % ROWS if rows > ROWS else 0
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)

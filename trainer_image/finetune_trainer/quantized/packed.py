@@ -59,6 +59,19 @@ class Packed:
             kind=kind,
         )
 
+    def flat(self) -> tuple[list[torch.Tensor], list[int], str]:
+        """As operators are given it, who take nothing but tensors, numbers and words: what `unflattened` takes."""
+        tensors = [*self.codes, *self.scales, *self.tables, *self.outer, *self.offsets]
+        return tensors, [self.inputs, self.block, self.outer_block, *self.outputs], self.kind
+
+    @staticmethod
+    def unflattened(tensors: Sequence[torch.Tensor], numbers: Sequence[int], kind: str) -> Packed:
+        """Whose `flat` it is."""
+        inputs, block, outer_block, *outputs = numbers
+        layers = len(outputs)
+        codes, scales, tables, outer, offsets = (tensors[layers * part :][:layers] for part in range(5))
+        return Packed(codes, scales, tables, outer, offsets, outputs, inputs, block, outer_block, kind)
+
     def expanded(self, number: int, dtype: torch.dtype) -> torch.Tensor:
         """The weight of a layer, (outputs, inputs)."""
         operators = torch.ops.bitsandbytes
@@ -78,16 +91,9 @@ def adapted(x: torch.Tensor, packed: Packed, a: torch.Tensor, b: Sequence[torch.
     a: (rank, inputs), of all adapters, filled up with zeros. b: (outputs, its rank) of each, times its scaling. All are
     of one type.
     """
-    p = packed
-    products: list[torch.Tensor] = torch.ops.finetune.packed_product(
-        x, a, list(b), p.codes, p.scales, p.tables, p.outer, p.offsets, p.outputs, p.inputs, p.block, p.outer_block,
-        p.kind,
-    )  # fmt: skip
+    products: list[torch.Tensor] = torch.ops.finetune.packed_product(x, a, list(b), *packed.flat())
     return products[1:]
 
-
-_LISTS_OF_TENSORS = 5
-"""The first of an operator's arguments that belong to the weights."""
 
 # In both directions the large product adds itself to the small one, which it reads while it computes; the other way
 # round, the small one would have nothing to do meanwhile.
@@ -98,18 +104,11 @@ def _packed_product(
     x: torch.Tensor,
     a: torch.Tensor,
     b: Sequence[torch.Tensor],
-    codes: Sequence[torch.Tensor],
-    scales: Sequence[torch.Tensor],
-    tables: Sequence[torch.Tensor],
-    outer: Sequence[torch.Tensor],
-    offsets: Sequence[torch.Tensor],
-    outputs: Sequence[int],
-    inputs: int,
-    block: int,
-    outer_block: int,
+    tensors: Sequence[torch.Tensor],
+    numbers: Sequence[int],
     kind: str,
 ) -> list[torch.Tensor]:
-    packed = Packed(codes, scales, tables, outer, offsets, outputs, inputs, block, outer_block, kind)
+    packed = Packed.unflattened(tensors, numbers, kind)
     inner = x @ a.t()
     products = [column @ part.t() for column, part in zip(_columns(inner, b), b, strict=True)]
     for number, product in enumerate(products):
@@ -127,18 +126,11 @@ def _packed_slope(
     gradients: Sequence[torch.Tensor],
     outward: torch.Tensor,
     a: torch.Tensor,
-    codes: Sequence[torch.Tensor],
-    scales: Sequence[torch.Tensor],
-    tables: Sequence[torch.Tensor],
-    outer: Sequence[torch.Tensor],
-    offsets: Sequence[torch.Tensor],
-    outputs: Sequence[int],
-    inputs: int,
-    block: int,
-    outer_block: int,
+    tensors: Sequence[torch.Tensor],
+    numbers: Sequence[int],
     kind: str,
 ) -> torch.Tensor:
-    packed = Packed(codes, scales, tables, outer, offsets, outputs, inputs, block, outer_block, kind)
+    packed = Packed.unflattened(tensors, numbers, kind)
     slope = outward @ a
     for number, gradient in enumerate(gradients):
         slope.addmm_(gradient, packed.expanded(number, slope.dtype))
@@ -172,9 +164,7 @@ def _slopes(ctx: Any, gradients: list[torch.Tensor]) -> tuple[Any, ...]:
     outward = torch.cat([*parts, inner.new_zeros(inner.shape[0], room)], dim=1)
     slope = torch.ops.finetune.packed_slope(given, outward, a, *ctx.packed)
     outer = [gradient.t() @ column for gradient, column in zip(given, _columns(inner, b), strict=True)]
-    tensors, rest = ctx.packed[:_LISTS_OF_TENSORS], ctx.packed[_LISTS_OF_TENSORS:]
-    nothing = ([None] * len(given) for given in tensors)
-    return slope, outward.t() @ x, outer, *nothing, *(None for _ in rest)
+    return slope, outward.t() @ x, outer, [None] * len(ctx.packed[0]), None, None
 
 
 _packed_product.register_autograd(_slopes, setup_context=_keep)

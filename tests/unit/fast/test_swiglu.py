@@ -1,0 +1,299 @@
+"""An MLP as one function, held against its layers; and its kernels, interpreted on a CPU, against their slow twins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from torch.nn import functional
+
+from finetune_trainer.fast import adapter_groups, compilation, swiglu, swiglu_groups
+from tests.unit.fast.test_adapter_groups import BASES, WIDTH, Recomputed, assert_close, calling, dense, passed
+
+INNER = 192
+MLP = ("gate", "up", "down")
+
+pytestmark = [
+    # By torch.compile.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
+
+
+class Mlp(nn.Module):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, make: Callable[[int, int], nn.Module] = dense, *, bias: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Linear(INNER, WIDTH) if bias else make(INNER, WIDTH)
+        self.up = make(WIDTH, INNER)
+        self.gate = make(WIDTH, INNER)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return found
+
+
+class Gelu(Mlp):
+    """With another activation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.down(functional.gelu(self.gate(x)) * self.up(x))
+        return found
+
+
+class UpFirst(Mlp):
+    """Called in another order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up(x)
+        found: torch.Tensor = self.down(functional.silu(self.gate(x)) * up)
+        return found
+
+
+class Scaled(Mlp):
+    """With a parameter beside its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+class Block(nn.Module):
+    """A residual around an MLP."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+def model(kind: Any = Mlp, **lora: Any) -> nn.Sequential:
+    """Two blocks with adapters of different ranks, whose B are not zeros."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(Block(kind()) for _ in range(2)))
+    stack.requires_grad_(False)
+    options = {"r": 4, "lora_alpha": 8, "target_modules": list(MLP), "rank_pattern": {"up": 3}} | lora
+    inject_adapter_in_model(LoraConfig(**options), stack)
+    for name, parameter in stack.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return stack.train()
+
+
+def whole(stack: nn.Sequential) -> Any:
+    return adapter_groups.grouped(stack, list(stack), calling(stack), mlps=True)
+
+
+HELD = ("dense", "nf4", "nf4-double")
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("base", HELD)
+def test_outputs_and_gradients_are_those_of_the_layers(base: str, backend: str | None) -> None:
+    stack = model(partial(Mlp, BASES[base]))
+    expected = passed(stack)
+    kinds = [type(block.mlp) for block in stack]
+    with whole(stack) as groups:
+        assert groups == 4
+        assert all(swiglu_groups.is_in(block) for block in stack)
+        assert_close(passed(stack, backend=backend), expected)
+        assert torch.equal(stack.eval()(torch.ones(1, WIDTH)), stack.eval()(torch.ones(1, WIDTH)))
+        stack.train()
+    assert [type(block.mlp) for block in stack] == kinds
+    assert not any(swiglu_groups.is_in(block) for block in stack)
+    assert_close(passed(stack), expected)
+
+
+@pytest.mark.parametrize("base", HELD)
+def test_the_activation_is_not_kept_for_the_backward_pass(base: str) -> None:
+    stack = model(partial(Mlp, BASES[base]))
+    tokens = 5
+
+    def kept() -> int:
+        shapes: list[tuple[int, ...]] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            stack(torch.randn(tokens, WIDTH))
+        return sum(shape == (tokens, INNER) for shape in shapes)
+
+    with adapter_groups.grouped(stack, list(stack), calling(stack)):
+        assert kept() > 0
+    with whole(stack):
+        assert kept() == 0
+
+
+@pytest.mark.parametrize("base", HELD)
+def test_recomputed_blocks_give_the_same(base: str) -> None:
+    stack = model(partial(Mlp, BASES[base]))
+    with whole(stack):
+        once, again = passed(stack), passed(Recomputed(stack))
+    assert all(torch.equal(again[name if name in ("outputs", "x") else f"stack.{name}"], once[name]) for name in once)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dense_ones_under_autocast_too(precision: torch.dtype) -> None:
+    stack = model().to(precision)
+    for name, parameter in stack.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+        expected = passed(stack)
+        with whole(stack):
+            assert swiglu_groups.is_in(stack[0])
+            found = passed(stack)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert (found[name].float() - tensor.float()).norm() <= 3e-2 * tensor.float().norm(), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        (Gelu, {}),
+        (UpFirst, {}),
+        (Scaled, {}),
+        (partial(Mlp, bias=True), {}),
+        (partial(Mlp, BASES["fp8"]), {}),
+        (Mlp, {"r": swiglu.MOST_RANKS + 1, "rank_pattern": {}}),
+        (Mlp, {"target_modules": ["gate", "up"]}),
+    ],
+    ids=["gelu", "up first", "a parameter", "a bias", "fp8", "rank", "no adapter below"],
+)
+def test_what_is_something_else_is_computed_layer_by_layer(kind: Any, lora: dict[str, Any]) -> None:
+    stack = model(kind, **lora)
+    expected = passed(stack)
+    with whole(stack) as groups:
+        assert groups
+        assert not swiglu_groups.is_in(stack[0])
+        assert_close(passed(stack), expected)
+
+
+def test_kernels_that_do_not_run_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more")
+
+    swiglu.why_not.cache_clear()
+    monkeypatch.setattr(swiglu, "_swiglu", broken)
+    stack = model()
+    with caplog.at_level("INFO"), whole(stack):
+        assert not swiglu_groups.is_in(stack[0])
+    assert "MLP: layer by layer: its kernels fail here: RuntimeError: no compiler here" in caplog.text
+    swiglu.why_not.cache_clear()
+    monkeypatch.setattr(swiglu, "_swiglu", lambda gate_up, a: [2 * part for part in swiglu.forward(gate_up, a)])
+    assert "something else" in str(swiglu.why_not(torch.device("cpu"), torch.float32))
+    swiglu.why_not.cache_clear()
+
+
+def test_a_block_with_one_keeps_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The activation that a budget would leave out is not there."""
+    budgets = []
+    stack = model()
+    with whole(stack), compilation.compiled(list(stack)):
+        budgets.append(torch._functorch.config.activation_memory_budget)
+    with compilation.compiled(list(stack)):
+        budgets.append(torch._functorch.config.activation_memory_budget)
+    assert budgets == [1.0, compilation.KEPT_ACTIVATIONS]
+
+
+INTERPRETED = """
+import json, sys, torch
+from finetune_trainer.fast import swiglu, swiglu_kernels
+tokens, width, rank, gate, up, beyond = json.loads(sys.argv[1])
+generator = torch.Generator().manual_seed(0)
+def random(*shape):
+    return torch.randn(shape, generator=generator)
+gate_up, a, inner = random(tokens, 2 * width), random(rank, width), random(tokens, gate + up + beyond)
+slopes = random(tokens, width), random(tokens, rank)
+found = *swiglu_kernels.forward(gate_up, a), *swiglu_kernels.backward(gate_up, *slopes, inner, (gate, up))
+expected = *swiglu.forward(gate_up, a), *swiglu.backward(gate_up, *slopes, inner, (gate, up))
+for one, other in zip(found, expected, strict=True):
+    assert one.shape == other.shape
+    print(float((one - other).norm() / other.norm()))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch for CPUs alone comes without triton")
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [64, 128, 16, 16, 16, 0],
+        [70, 96, 16, 12, 16, 4],
+        [37, 200, 32, 20, 17, 11],
+        [130, 64, 40, 3, 64, 1],
+        [1, 16, 1, 1, 1, 0],
+    ],
+    ids=str,
+)
+def test_kernels_give_what_their_slow_twins_give(sizes: list[int]) -> None:
+    """As Triton's interpreter has them, which knows no 16-bit products."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, json.dumps(sizes)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = [float(line) for line in done.stdout.split()]
+    assert len(errors) == 6 and max(errors) < 1e-5
+
+
+COMPILED = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from finetune_trainer.fast import swiglu_kernels
+for kernel, tiles in (("_forward_kernel", swiglu_kernels.FORWARD), ("_backward_kernel", swiglu_kernels.BACKWARD)):
+    function = getattr(swiglu_kernels, kernel)
+    sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "RANK": int(sys.argv[2])}
+    wide = {"gate_up", "a", "h", "slope_h", "slope_inner", "inner", "slope_gate_up"}
+    kinds = {"partial": "*fp32", **dict.fromkeys(wide, "*bf16"), **dict.fromkeys(sizes, "constexpr")}
+    signature = {name: kinds.get(name, "i32") for name in function.arg_names}
+    places = {(function.arg_names.index(name),): size for name, size in sizes.items()}
+    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=places)
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": tiles.warps})
+    print(made.metadata.shared)
+"""
+SHARED_MEMORY = {80: 163 * 2**10, 90: 227 * 2**10}
+"""Bytes of a program on an A100, and on an H100 (CUDA C++ Programming Guide, compute capabilities)."""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch for CPUs alone comes without triton")
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("capability", list(SHARED_MEMORY))
+def test_kernels_compile_for_gpus_that_are_not_here(capability: int, rank: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(capability), str(rank)],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken = [int(line) for line in done.stdout.split()]
+    assert len(taken) == 2 and 0 < max(taken) <= SHARED_MEMORY[capability]

@@ -1,0 +1,153 @@
+"""Groups of adapted layers that together are an MLP with a gate, computed as one function (`swiglu`).
+
+Names tell nothing here either: a module whose only layers are a group of two and a group of one is asked with a few
+random numbers whether it is `down(silu(gate) * up)`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finetune_trainer.fast import adapter_products, swiglu, swiglu_packed
+from finetune_trainer.fast.adapter_bases import InFourBits, Tall, Wide, computed_in
+
+if TYPE_CHECKING:
+    from finetune_trainer.fast.adapter_groups import Group
+
+BELOW = {Wide: Tall, InFourBits: InFourBits}
+"""How down is held where gate and up are held together."""
+_PROBES = 4
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Relative: what rounding makes of the same function computed another way. Other activations are ten times as far."""
+
+logger = logging.getLogger(__name__)
+
+
+class Mlp:
+    """The groups of one module: gate and up, and down."""
+
+    def __init__(self, module: nn.Module, first: Group, down: Group) -> None:
+        self.module = module
+        self.first = first
+        self.down = down
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """What the module makes of x (..., inputs)."""
+        first, down = self.first.base, self.down.base
+        rows = x.reshape(-1, x.shape[-1]).to(computed_in(x))
+        with torch.autocast(x.device.type, enabled=False):
+            a, b = self.first.adapters()
+            down_a, (down_b,) = self.down.adapters()
+            of_both = adapter_products.stacked(a, first.rank, rows.dtype)
+            of_down = adapter_products.stacked(down_a, down.rank, rows.dtype)
+            up = functional.pad(down_b, (0, down.rank - down_b.shape[1])).to(rows.dtype)
+            if isinstance(first, InFourBits):
+                assert isinstance(down, InFourBits)
+                b = [part.to(rows.dtype) for part in b]
+                found = swiglu_packed.product(rows, of_both, first.packed, b, of_down, up, down.packed)
+            else:
+                assert isinstance(first, Wide) and isinstance(down, Tall)
+                found = swiglu.product(rows, of_both, first.weight, b, of_down, up, down.weight)
+        return found.view(*x.shape[:-1], found.shape[-1])
+
+
+def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
+    """The MLPs among groups of blocks. To be called while the layers are PEFT's own."""
+    pairs = [group for group in groups if type(group.base) in BELOW and len(group.layers) == 2]
+    singles = {id(group.layers[0]): group for group in groups if len(group.layers) == 1}
+    owners = {
+        frozenset(map(id, module.children())): module
+        for block in blocks
+        for module in block.modules()
+        if any(True for _ in module.children())
+    }
+    mlps = []
+    for pair in pairs:
+        members = {id(layer) for layer in pair.layers}
+        for children, module in owners.items():
+            single = next((singles[child] for child in children - members if child in singles), None)
+            if single is None or not members < children or type(single.base) is not BELOW[type(pair.base)]:
+                continue
+            if _fits(module, pair, single):
+                mlps.append(Mlp(module, pair, single))
+    return mlps
+
+
+def _fits(module: nn.Module, pair: Group, single: Group) -> bool:
+    layers = [*pair.layers, *single.layers]
+    ranks = [layer.r[group.adapter] for group in (pair, single) for layer in group.layers]
+    others = {id(p) for p in module.parameters()} - {id(p) for layer in layers for p in layer.parameters()}
+    if others or max(ranks) > swiglu.MOST_RANKS or any(layer.get_base_layer().bias is not None for layer in layers):
+        return False
+    reason = swiglu.why_not(layers[0].get_base_layer().weight.device, pair.dtype)
+    if reason is not None:
+        logger.info("MLP: layer by layer: %s", reason)
+        return False
+    return _is_swiglu(module, layers, pair.dtype)
+
+
+@torch.no_grad()
+def _is_swiglu(module: Any, layers: list[Any], dtype: torch.dtype) -> bool:
+    gate, up, down = layers
+    base = gate.get_base_layer()
+    device = base.weight.device
+    x = torch.randn(1, _PROBES, base.in_features, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    training = module.training
+    module.eval()
+    try:
+        with torch.autocast(device.type, enabled=dtype is not torch.float32, dtype=dtype):
+            given = module(x)
+            expected = down(functional.silu(gate(x)) * up(x))
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    finally:
+        module.train(training)
+    if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+        return False
+    return float((given - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
+
+
+@contextmanager
+def installed(mlps: Sequence[Mlp]) -> Iterator[None]:
+    """Have modules take their groups' function in training."""
+    kinds = [type(mlp.module) for mlp in mlps]
+    for mlp, kind in zip(mlps, kinds, strict=True):
+        mlp.module._finetune_mlp = mlp  # type: ignore[assignment]
+        mlp.module.__class__ = _fused(kind)
+    try:
+        yield
+    finally:
+        for mlp, kind in zip(mlps, kinds, strict=True):
+            mlp.module.__class__ = kind
+            del mlp.module.__dict__["_finetune_mlp"]
+
+
+def is_in(block: nn.Module) -> bool:
+    """Whether a block has one of these now."""
+    return any("_finetune_mlp" in module.__dict__ for module in block.modules())
+
+
+_FUSED: dict[type, type] = {}
+
+
+def _fused(kind: type) -> type:
+    """A class of MLPs whose output in training comes from its groups."""
+    if kind not in _FUSED:
+
+        def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not self.training or args or kwargs:
+                return kind.forward(self, x, *args, **kwargs)  # type: ignore[attr-defined, no-any-return]
+            made: torch.Tensor = self._finetune_mlp.output(x)
+            return made
+
+        _FUSED[kind] = type(f"Fused{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
+    return _FUSED[kind]

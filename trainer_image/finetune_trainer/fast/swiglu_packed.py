@@ -1,0 +1,150 @@
+"""The function of `swiglu`, with weights that bitsandbytes has packed in 4 bits (`quantized.packed`).
+
+Each direction is one operator: torch.compile has nothing to fuse between its parts. A weight is expanded when its
+product is due, and again in the backward pass; large products add themselves to the small ones of adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from finetune_trainer.fast import swiglu  # noqa: F401  # its operators
+from finetune_trainer.quantized.packed import Packed
+
+
+def product(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    first: Packed,
+    b: Sequence[torch.Tensor],
+    down_a: torch.Tensor,
+    down_b: torch.Tensor,
+    down: Packed,
+) -> torch.Tensor:
+    """x (tokens, inputs) through the whole MLP: (tokens, outputs).
+
+    first: gate and up, with a (rank, inputs) of both, filled up, and b (width, its rank) of each, times its scaling.
+    down: with down_a (rank, width) and down_b (outputs, rank), both filled up. All are of the type of x.
+    """
+    found: list[torch.Tensor] = torch.ops.finetune.packed_mlp(x, a, *b, down_a, down_b, *first.flat(), *down.flat())
+    return found[0]
+
+
+@torch.library.custom_op("finetune::packed_mlp", mutates_args=())
+def _packed_mlp(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b_gate: torch.Tensor,
+    b_up: torch.Tensor,
+    down_a: torch.Tensor,
+    down_b: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    numbers: Sequence[int],
+    kind: str,
+    down_tensors: Sequence[torch.Tensor],
+    down_numbers: Sequence[int],
+    down_kind: str,
+) -> list[torch.Tensor]:
+    first = Packed.unflattened(tensors, numbers, kind)
+    down = Packed.unflattened(down_tensors, down_numbers, down_kind)
+    inner = x @ a.t()
+    width = b_gate.shape[0]
+    gate_up = x.new_empty(x.shape[0], 2 * width)
+    columns = inner[:, : b_gate.shape[1] + b_up.shape[1]].split([b_gate.shape[1], b_up.shape[1]], dim=1)
+    for number, part in enumerate((b_gate, b_up)):
+        place = gate_up[:, number * width : (number + 1) * width]
+        torch.mm(columns[number], part.t(), out=place)
+        place.addmm_(x, first.expanded(number, x.dtype).t())
+    h, inner_down = torch.ops.finetune.swiglu(gate_up, down_a)
+    found = inner_down @ down_b.t()
+    found.addmm_(h, down.expanded(0, x.dtype).t())
+    return [found, inner, gate_up, inner_down]
+
+
+@_packed_mlp.register_fake
+def _(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b_gate: torch.Tensor,
+    b_up: torch.Tensor,
+    down_a: torch.Tensor,
+    down_b: torch.Tensor,
+    *_: Any,
+) -> list[torch.Tensor]:
+    widths = (down_b.shape[0], a.shape[0], 2 * b_gate.shape[0], down_a.shape[0])
+    return [x.new_empty(x.shape[0], width) for width in widths]
+
+
+@torch.library.custom_op("finetune::packed_mlp_backward", mutates_args=())
+def _packed_mlp_backward(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b_gate: torch.Tensor,
+    b_up: torch.Tensor,
+    down_a: torch.Tensor,
+    down_b: torch.Tensor,
+    inner: torch.Tensor,
+    gate_up: torch.Tensor,
+    inner_down: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    numbers: Sequence[int],
+    kind: str,
+    down_tensors: Sequence[torch.Tensor],
+    down_numbers: Sequence[int],
+    down_kind: str,
+) -> list[torch.Tensor]:
+    first = Packed.unflattened(tensors, numbers, kind)
+    down = Packed.unflattened(down_tensors, down_numbers, down_kind)
+    slope_inner = output @ down_b
+    slope_h = slope_inner @ down_a
+    slope_h.addmm_(output, down.expanded(0, x.dtype))
+    together, *outward = torch.ops.finetune.swiglu_backward(
+        gate_up, slope_h, slope_inner, inner, b_gate.shape[1], b_up.shape[1]
+    )
+    del slope_h
+    slopes = together.chunk(2, dim=1)
+    small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
+    room = inner.shape[1] - sum(part.shape[1] for part in small)
+    below = torch.cat([*small, inner.new_zeros(inner.shape[0], room)], dim=1)
+    found = below @ a
+    for number, slope in enumerate(slopes):
+        found.addmm_(slope, first.expanded(number, x.dtype))
+    of_down_a, of_gate, of_up = (part.to(x.dtype) for part in outward)
+    return [found, below.t() @ x, of_gate, of_up, of_down_a, output.t() @ inner_down]
+
+
+@_packed_mlp_backward.register_fake
+def _(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b_gate: torch.Tensor,
+    b_up: torch.Tensor,
+    down_a: torch.Tensor,
+    down_b: torch.Tensor,
+    *_: Any,
+) -> list[torch.Tensor]:
+    return [x.new_empty(part.shape) for part in (x, a, b_gate, b_up, down_a, down_b)]
+
+
+_TENSORS = 6
+"""The first of the operator's arguments, which have gradients."""
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:_TENSORS], *output[1:])
+    ctx.packed = inputs[_TENSORS:]
+
+
+def _slopes(ctx: Any, gradients: list[torch.Tensor]) -> tuple[Any, ...]:
+    # Nothing but this looks at the other outputs.
+    found = torch.ops.finetune.packed_mlp_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.packed)
+    first, _, _, down, _, _ = ctx.packed
+    return *found, [None] * len(first), None, None, [None] * len(down), None, None
+
+
+_packed_mlp.register_autograd(_slopes, setup_context=_keep)
