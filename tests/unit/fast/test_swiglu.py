@@ -259,7 +259,7 @@ def test_kernels_give_what_their_slow_twins_give(sizes: list[int]) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     errors = [float(line) for line in done.stdout.split()]
-    assert len(errors) == 6 and max(errors) < 1e-5
+    assert len(errors) == 4 and max(errors) < 1e-5
 
 
 COMPILED = """
@@ -275,7 +275,8 @@ for kernel, tiles in (("_forward_kernel", swiglu_kernels.FORWARD), ("_backward_k
     signature = {name: kinds.get(name, "i32") for name in function.arg_names}
     places = {(function.arg_names.index(name),): size for name, size in sizes.items()}
     source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=places)
-    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": tiles.warps})
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     print(made.metadata.shared)
 """
 SHARED_MEMORY = {80: 163 * 2**10, 90: 227 * 2**10}

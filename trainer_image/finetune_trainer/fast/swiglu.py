@@ -30,12 +30,12 @@ def forward(gate_up: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch
 
 def backward(
     gate_up: torch.Tensor, slope_h: torch.Tensor, slope_inner: torch.Tensor, inner: torch.Tensor, ranks: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The slow twin.
 
     slope_h (tokens, width), slope_inner (tokens, rank): gradients of what `forward` gives, of which the first has the
     second's share already. inner (tokens, at least the sum of ranks): what the adapters of gate and up multiply their B
-    with. Gives the gradients of gate_up, like it, and in fp32 those of a (rank, width) and of both B (width, rank).
+    with. Gives the gradients of gate_up, like it, and in fp32 those of the adapters: what `outer` divides.
     """
     gate, up = gate_up.float().chunk(2, dim=1)
     slope = slope_h.float()
@@ -45,9 +45,22 @@ def backward(
     slope_gate = (slope * up * share * (1 + gate * (1 - share))).to(gate_up.dtype)
     slope_up = (slope * active).to(gate_up.dtype)
     gates, ups = inner[:, : sum(ranks)].float().split(ranks, dim=1)
-    of_a = slope_inner.float().t() @ h.float()
     together = torch.cat([slope_gate, slope_up], dim=1)
-    return together, of_a, slope_gate.float().t() @ gates, slope_up.float().t() @ ups
+    found = slope_h.new_zeros(3, slope_h.shape[1], padded_rank(slope_inner.shape[1], *ranks), dtype=torch.float32)
+    parts = ((h, slope_inner.float()), (slope_gate, gates), (slope_up, ups))
+    for place, (wide, narrow) in zip(found, parts, strict=True):
+        place[:, : narrow.shape[1]] = wide.float().t() @ narrow
+    return together, found
+
+
+def padded_rank(*ranks: int) -> int:
+    """Columns of a tile for all of them: Triton's are powers of two, and products have 16 columns at least."""
+    return max(16, 1 << (max(ranks) - 1).bit_length())
+
+
+def outer(found: torch.Tensor, rank: int, rank_gate: int, rank_up: int) -> tuple[torch.Tensor, ...]:
+    """Gradients of a (rank, width) and of both B (width, their rank), of (3, width, at least the largest rank)."""
+    return found[0, :, :rank].t(), found[1, :, :rank_gate], found[2, :, :rank_up]
 
 
 @torch.library.custom_op("finetune::swiglu", mutates_args=())
@@ -73,20 +86,14 @@ def _swiglu_backward(
     inner: torch.Tensor,
     rank_gate: int,
     rank_up: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     ranks = (rank_gate, rank_up)
     if not gate_up.is_cuda:
-        found = backward(gate_up, slope_h, slope_inner, inner, ranks)
-    else:
-        from finetune_trainer.fast import swiglu_kernels
+        return backward(gate_up, slope_h, slope_inner, inner, ranks)
+    from finetune_trainer.fast import swiglu_kernels
 
-        inner = inner if inner.stride(1) == 1 else inner.contiguous()
-        found = swiglu_kernels.backward(
-            gate_up.contiguous(), slope_h.contiguous(), slope_inner.contiguous(), inner, ranks
-        )
-    together, *outer = found
-    a, gate, up = (part.contiguous() for part in outer)
-    return together, a, gate, up
+    inner = inner if inner.stride(1) == 1 else inner.contiguous()
+    return swiglu_kernels.backward(gate_up.contiguous(), slope_h.contiguous(), slope_inner.contiguous(), inner, ranks)
 
 
 @_swiglu_backward.register_fake
@@ -97,11 +104,10 @@ def _(
     inner: torch.Tensor,
     rank_gate: int,
     rank_up: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = slope_h.shape[1]
-    shapes = [(slope_inner.shape[1], width), (width, rank_gate), (width, rank_up)]
-    a, gate, up = (gate_up.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return torch.empty_like(gate_up), a, gate, up
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rank = padded_rank(slope_inner.shape[1], rank_gate, rank_up)
+    found = gate_up.new_empty(3, slope_h.shape[1], rank, dtype=torch.float32)
+    return gate_up.new_empty(gate_up.shape), found
 
 
 def product(
@@ -151,9 +157,10 @@ class _Mlp(torch.autograd.Function):
         (rank_gate, type_gate), (rank_up, type_up) = ctx.b
         slope_inner = output @ down_b
         slope_h = torch.cat([output, slope_inner], dim=1) @ down_weight
-        together, of_a, of_gate, of_up = torch.ops.finetune.swiglu_backward(
+        together, found = torch.ops.finetune.swiglu_backward(
             gate_up, slope_h, slope_inner, both[:, inputs:], rank_gate, rank_up
         )
+        of_a, of_gate, of_up = outer(found, slope_inner.shape[1], rank_gate, rank_up)
         whole = together @ weight
         slope = whole[:, inputs:]
         return (
@@ -179,10 +186,10 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     gate_up, a, inner = random(70, 2 * 96), random(16, 96), random(70, 32)
     slope_h, slope_inner = random(70, 96), random(70, 16)
     try:
-        found = (*_swiglu(gate_up, a), *_swiglu_backward(gate_up, slope_h, slope_inner, inner, 12, 16))
+        found = (*_swiglu(gate_up, a), *_swiglu_backward(gate_up, slope_h, slope_inner, inner, 16, 16))
     except Exception as error:  # whatever a compiler, its cache or a missing tool may raise
         return f"its kernels fail here: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-    expected = (*forward(gate_up, a), *backward(gate_up, slope_h, slope_inner, inner, (12, 16)))
+    expected = (*forward(gate_up, a), *backward(gate_up, slope_h, slope_inner, inner, (16, 16)))
     errors = [
         float((one.float() - other.float()).norm() / other.float().norm())
         for one, other in zip(found, expected, strict=True)

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from finetune_trainer.fast.swiglu import padded_rank
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -23,10 +25,13 @@ class Tiles:
     parts: int
     """Programs that share a tile's rows (forward) or columns (backward)."""
     warps: int
+    stages: int
+    """Tiles that are read ahead."""
 
 
-FORWARD = Tiles(32, 64, 4, 4)
-BACKWARD = Tiles(32, 64, 4, 4)
+FORWARD = Tiles(64, 64, 4, 4, 3)
+BACKWARD = Tiles(32, 64, 8, 4, 3)
+"""Of some twenty each, the fastest on an H100 with an 8B model's 8,192 x 14,336."""
 
 
 @triton.jit
@@ -100,32 +105,27 @@ def _backward_kernel(
     tl.store(partial + place + 2 * width * RANK, of_up, mask=mask)
 
 
-def _padded(rank: int) -> int:
-    """Triton's tiles are powers of two, products of them have 16 columns at least."""
-    return max(16, 1 << (rank - 1).bit_length())
-
-
 def forward(gate_up: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As `swiglu.forward`. gate_up and a are contiguous."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    rank = _padded(a.shape[0])
+    rank = padded_rank(a.shape[0])
     h = gate_up.new_empty(tokens, width)
     per_part = triton.cdiv(triton.cdiv(width, FORWARD.parts), FORWARD.columns) * FORWARD.columns
     parts = triton.cdiv(width, per_part)
     partial = gate_up.new_empty(parts, tokens, rank, dtype=torch.float32)
     _forward_kernel[(triton.cdiv(tokens, FORWARD.rows), parts)](
         gate_up, a, h, partial, tokens, width, a.shape[0], per_part,
-        ROWS=FORWARD.rows, COLUMNS=FORWARD.columns, RANK=rank, num_warps=FORWARD.warps,
+        ROWS=FORWARD.rows, COLUMNS=FORWARD.columns, RANK=rank, num_warps=FORWARD.warps, num_stages=FORWARD.stages,
     )  # fmt: skip
-    return h, partial.sum(0)[:, : a.shape[0]].to(a.dtype)
+    return h, partial.sum(0)[:, : a.shape[0]].to(a.dtype).contiguous()
 
 
 def backward(
     gate_up: torch.Tensor, slope_h: torch.Tensor, slope_inner: torch.Tensor, inner: torch.Tensor, ranks: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `swiglu.backward`. All but inner are contiguous, and its rows are."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    rank = _padded(max(slope_inner.shape[1], *ranks))
+    rank = padded_rank(slope_inner.shape[1], *ranks)
     slope = torch.empty_like(gate_up)
     per_part = triton.cdiv(triton.cdiv(tokens, BACKWARD.parts), BACKWARD.rows) * BACKWARD.rows
     parts = triton.cdiv(tokens, per_part)
@@ -133,7 +133,6 @@ def backward(
     _backward_kernel[(triton.cdiv(width, BACKWARD.columns), parts)](
         gate_up, slope_h, slope_inner, inner, slope, partial,
         tokens, width, inner.stride(0), slope_inner.shape[1], *ranks, per_part,
-        ROWS=BACKWARD.rows, COLUMNS=BACKWARD.columns, RANK=rank, num_warps=BACKWARD.warps,
+        ROWS=BACKWARD.rows, COLUMNS=BACKWARD.columns, RANK=rank, num_warps=BACKWARD.warps, num_stages=BACKWARD.stages,
     )  # fmt: skip
-    of_a, of_gate, of_up = partial.sum(0)
-    return slope, of_a[:, : slope_inner.shape[1]].t(), of_gate[:, : ranks[0]], of_up[:, : ranks[1]]
+    return slope, partial.sum(0)

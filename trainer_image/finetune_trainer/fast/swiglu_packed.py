@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast import swiglu  # noqa: F401  # its operators
+from finetune_trainer.fast import swiglu
 from finetune_trainer.quantized.packed import Packed
 
 
@@ -102,9 +102,8 @@ def _packed_mlp_backward(
     slope_inner = output @ down_b
     slope_h = slope_inner @ down_a
     slope_h.addmm_(output, down.expanded(0, x.dtype))
-    together, *outward = torch.ops.finetune.swiglu_backward(
-        gate_up, slope_h, slope_inner, inner, b_gate.shape[1], b_up.shape[1]
-    )
+    ranks = b_gate.shape[1], b_up.shape[1]
+    together, outward = torch.ops.finetune.swiglu_backward(gate_up, slope_h, slope_inner, inner, *ranks)
     del slope_h
     slopes = together.chunk(2, dim=1)
     small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
@@ -113,7 +112,9 @@ def _packed_mlp_backward(
     found = below @ a
     for number, slope in enumerate(slopes):
         found.addmm_(slope, first.expanded(number, x.dtype))
-    of_down_a, of_gate, of_up = (part.to(x.dtype) for part in outward)
+    parts = swiglu.outer(outward, slope_inner.shape[1], *ranks)
+    # Copies: what an operator gives lies nowhere together.
+    of_down_a, of_gate, of_up = (part.to(x.dtype, copy=True).contiguous() for part in parts)
     return [found, below.t() @ x, of_gate, of_up, of_down_a, output.t() @ inner_down]
 
 
