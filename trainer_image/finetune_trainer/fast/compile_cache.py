@@ -14,12 +14,15 @@ import json
 import logging
 import platform
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from botocore.exceptions import BotoCoreError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer import quantized
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.distributed import once_per_node
@@ -46,6 +49,9 @@ _SHAPING = (
 )
 """Of the training's settings, those that change what is compiled."""
 
+OPERATORS = (Path(__file__).parent, Path(quantized.__file__).parent)
+"""Packages with operators."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +59,7 @@ def uri_of(config: TrainerConfig, device: torch.device) -> S3Uri:
     """Where the code of runs like this one lies: the same model, method and shapes, on the same kind of device."""
     gpu = device.type == "cuda"
     said: dict[str, Any] = {
-        "versions": [torch.__version__, torch.version.cuda, platform.python_version(), platform.machine()],
+        "versions": [torch.__version__, torch.version.cuda, platform.python_version(), platform.machine(), own_code()],
         "device": [torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)] if gpu else "cpu",
         "training": config.training.model_dump(mode="json", include=set(_SHAPING)),
         "dataset": config.dataset.model_dump(mode="json", include={"max_length", "packing"}),
@@ -62,6 +68,14 @@ def uri_of(config: TrainerConfig, device: torch.device) -> S3Uri:
     said |= config.model_dump(mode="json", include={"model", "method", "layers", "lora", "quantization"})
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return S3Uri.parse(config.output.uri).child(f"{FOLDER}/{digest[:32]}.bin")
+
+
+@cache
+def own_code() -> str:
+    """A digest of the code that has operators of ours. Compiled code calls them by their names, and counts on the shapes
+    that they had; torch's keys do not know what they do."""
+    files = sorted(path for folder in OPERATORS for path in folder.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 class CompileCache(TrainerCallback):

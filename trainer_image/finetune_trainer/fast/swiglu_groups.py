@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_trainer.fast import adapter_products, swiglu, swiglu_packed
-from finetune_trainer.fast.adapter_bases import InFourBits, Tall, Wide, computed_in
+from finetune_trainer.fast import adapter_products, swiglu, swiglu_dense, swiglu_fp8, swiglu_packed
+from finetune_trainer.fast.adapter_bases import InFourBits, InFp8, Tall, Wide, computed_in
 
 if TYPE_CHECKING:
     from finetune_trainer.fast.adapter_groups import Group
 
-BELOW = {Wide: Tall, InFourBits: InFourBits}
+BELOW = {Wide: Tall, InFourBits: InFourBits, InFp8: InFp8}
 """How down is held where gate and up are held together."""
 _PROBES = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -48,13 +48,14 @@ class Mlp:
             of_both = adapter_products.stacked(a, first.rank, rows.dtype)
             of_down = adapter_products.stacked(down_a, down.rank, rows.dtype)
             up = functional.pad(down_b, (0, down.rank - down_b.shape[1])).to(rows.dtype)
-            if isinstance(first, InFourBits):
-                assert isinstance(down, InFourBits)
-                b = [part.to(rows.dtype) for part in b]
-                found = swiglu_packed.product(rows, of_both, first.packed, b, of_down, up, down.packed)
+            narrow = [part.to(rows.dtype) for part in b]
+            if isinstance(first, InFourBits) and isinstance(down, InFourBits):
+                found = swiglu_packed.product(rows, of_both, first.packed, narrow, of_down, up, down.packed)
+            elif isinstance(first, InFp8) and isinstance(down, InFp8):
+                found = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, of_down, up)
             else:
                 assert isinstance(first, Wide) and isinstance(down, Tall)
-                found = swiglu.product(rows, of_both, first.weight, b, of_down, up, down.weight)
+                found = swiglu_dense.product(rows, of_both, first.weight, b, of_down, up, down.weight)
         return found.view(*x.shape[:-1], found.shape[-1])
 
 
@@ -86,7 +87,7 @@ def _fits(module: nn.Module, pair: Group, single: Group) -> bool:
     others = {id(p) for p in module.parameters()} - {id(p) for layer in layers for p in layer.parameters()}
     if others or max(ranks) > swiglu.MOST_RANKS or any(layer.get_base_layer().bias is not None for layer in layers):
         return False
-    reason = swiglu.why_not(layers[0].get_base_layer().weight.device, pair.dtype)
+    reason = swiglu.why_not(next(module.parameters()).device, pair.dtype)
     if reason is not None:
         logger.info("MLP: layer by layer: %s", reason)
         return False
@@ -97,7 +98,7 @@ def _fits(module: nn.Module, pair: Group, single: Group) -> bool:
 def _is_swiglu(module: Any, layers: list[Any], dtype: torch.dtype) -> bool:
     gate, up, down = layers
     base = gate.get_base_layer()
-    device = base.weight.device
+    device = next(base.parameters()).device
     x = torch.randn(1, _PROBES, base.in_features, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     training = module.training
     module.eval()

@@ -1,6 +1,6 @@
-"""Triton kernels of `finetune_trainer.fast.swiglu`, for CUDA. Arguments and results are those of its slow twin.
+"""Triton kernels of `finetune_trainer.fast.swiglu`, for CUDA. Arguments and results are those of its slow twins.
 
-Both read and write the wide tensors of an MLP once. Products with an adapter's few columns are taken from what is in
+Both read and write the wide tensors of an MLP once. Products with an adapter's few columns are taken of what is in
 registers anyway, where a matrix product by itself would read the wide tensor again. Sums over what a program does not
 see are added up afterwards, in an order that is always the same.
 """
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from finetune_trainer.fast.swiglu import padded_rank
+from finetune_trainer.fast.swiglu import Adapters, padded_rank
 
 
 @dataclass(frozen=True)
@@ -36,103 +36,141 @@ BACKWARD = Tiles(32, 64, 8, 4, 3)
 
 @triton.jit
 def _forward_kernel(
-    gate_up, a, h, partial, tokens, width, rank, per_part,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    gates_at, ups_at, stride, a, inner_given, inner_stride, b_gate, b_up, h, partial,
+    tokens, width, rank, rank_gate, rank_up, per_part,
+    ADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     begin = tl.program_id(1) * per_part
     ranks = tl.arange(0, RANK)
     inside = rows < tokens
     inner = tl.zeros((ROWS, RANK), dtype=tl.float32)
+    if ADDED:
+        left = inner_given + rows[:, None] * inner_stride + ranks[None, :]
+        of_gate = tl.load(left, mask=inside[:, None] & (ranks < rank_gate)[None, :], other=0.0)
+        of_up = tl.load(left + rank_gate, mask=inside[:, None] & (ranks < rank_up)[None, :], other=0.0)
     for start in range(begin, min(begin + per_part, width), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        mask = inside[:, None] & (columns < width)[None, :]
-        place = rows[:, None] * (2 * width) + columns[None, :]
-        gate = tl.load(gate_up + place, mask=mask, other=0.0).to(tl.float32)
-        up = tl.load(gate_up + place + width, mask=mask, other=0.0).to(tl.float32)
+        there = columns < width
+        mask = inside[:, None] & there[None, :]
+        place = rows[:, None] * stride + columns[None, :]
+        gate = tl.load(gates_at + place, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(ups_at + place, mask=mask, other=0.0).to(tl.float32)
+        if ADDED:
+            seen = (ranks < rank_gate)[:, None] & there[None, :]
+            right = tl.load(b_gate + columns[None, :] * rank_gate + ranks[:, None], mask=seen, other=0.0)
+            gate = tl.dot(of_gate, right, gate, input_precision="ieee")
+            seen = (ranks < rank_up)[:, None] & there[None, :]
+            right = tl.load(b_up + columns[None, :] * rank_up + ranks[:, None], mask=seen, other=0.0)
+            up = tl.dot(of_up, right, up, input_precision="ieee")
         found = (gate * tl.sigmoid(gate) * up).to(h.dtype.element_ty)
         tl.store(h + rows[:, None] * width + columns[None, :], found, mask=mask)
-        seen = (columns < width)[:, None] & (ranks < rank)[None, :]
+        seen = there[:, None] & (ranks < rank)[None, :]
         below = tl.load(a + ranks[None, :] * width + columns[:, None], mask=seen, other=0.0)
         inner = tl.dot(found, below, inner, input_precision="ieee")
-    place = (tl.program_id(1) * tokens + rows[:, None]) * RANK + ranks[None, :]
-    tl.store(partial + place, inner, mask=inside[:, None])
+    sums = partial + (tl.program_id(1) * tokens + rows[:, None]) * RANK + ranks[None, :]
+    tl.store(sums, inner, mask=inside[:, None])
 
 
 @triton.jit
 def _backward_kernel(
-    gate_up, slope_h, slope_inner, inner, slope_gate_up, partial,
-    tokens, width, inner_stride, rank, rank_gate, rank_up, per_part,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    gates_at, ups_at, stride, slope_h, slope_inner, a, inner, inner_stride, b_gate, b_up, slope_gate_up, partial,
+    tokens, width, rank, rank_gate, rank_up, per_part,
+    ADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    there = columns < width
     begin = tl.program_id(1) * per_part
     ranks = tl.arange(0, RANK)
     of_a = tl.zeros((COLUMNS, RANK), dtype=tl.float32)
     of_gate = tl.zeros((COLUMNS, RANK), dtype=tl.float32)
     of_up = tl.zeros((COLUMNS, RANK), dtype=tl.float32)
+    if ADDED:
+        seen = (ranks < rank_gate)[:, None] & there[None, :]
+        right_gate = tl.load(b_gate + columns[None, :] * rank_gate + ranks[:, None], mask=seen, other=0.0)
+        seen = (ranks < rank_up)[:, None] & there[None, :]
+        right_up = tl.load(b_up + columns[None, :] * rank_up + ranks[:, None], mask=seen, other=0.0)
+        seen = (ranks < rank)[:, None] & there[None, :]
+        right = tl.load(a + ranks[:, None] * width + columns[None, :], mask=seen, other=0.0)
     for start in range(begin, min(begin + per_part, tokens), ROWS):
         rows = (start + tl.arange(0, ROWS)).to(tl.int64)
         inside = rows < tokens
-        mask = inside[:, None] & (columns < width)[None, :]
-        place = rows[:, None] * (2 * width) + columns[None, :]
-        gate = tl.load(gate_up + place, mask=mask, other=0.0).to(tl.float32)
-        up = tl.load(gate_up + place + width, mask=mask, other=0.0).to(tl.float32)
+        mask = inside[:, None] & there[None, :]
+        place = rows[:, None] * stride + columns[None, :]
+        gate = tl.load(gates_at + place, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(ups_at + place, mask=mask, other=0.0).to(tl.float32)
         slope = tl.load(slope_h + rows[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        taken = inside[:, None] & (ranks < rank)[None, :]
+        out = tl.load(slope_inner + rows[:, None] * rank + ranks[None, :], mask=taken, other=0.0)
+        left = inner + rows[:, None] * inner_stride + ranks[None, :]
+        gates = tl.load(left, mask=inside[:, None] & (ranks < rank_gate)[None, :], other=0.0)
+        ups = tl.load(left + rank_gate, mask=inside[:, None] & (ranks < rank_up)[None, :], other=0.0)
+        if ADDED:
+            gate = tl.dot(gates, right_gate, gate, input_precision="ieee")
+            up = tl.dot(ups, right_up, up, input_precision="ieee")
+            slope = tl.dot(out, right, slope, input_precision="ieee")
         share = tl.sigmoid(gate)
         active = gate * share
-        type = slope_gate_up.dtype.element_ty
-        h = (active * up).to(type)
-        slope_up = (slope * active).to(type)
-        slope_gate = (slope * up * share * (1.0 + gate * (1.0 - share))).to(type)
-        tl.store(slope_gate_up + place, slope_gate, mask=mask)
-        tl.store(slope_gate_up + place + width, slope_up, mask=mask)
-        out = tl.load(
-            slope_inner + rows[:, None] * rank + ranks[None, :],
-            mask=inside[:, None] & (ranks < rank)[None, :], other=0.0,
-        )  # fmt: skip
-        place = rows[:, None] * inner_stride + ranks[None, :]
-        gates = tl.load(inner + place, mask=inside[:, None] & (ranks < rank_gate)[None, :], other=0.0)
-        ups = tl.load(inner + place + rank_gate, mask=inside[:, None] & (ranks < rank_up)[None, :], other=0.0)
+        kind = slope_gate_up.dtype.element_ty
+        h = (active * up).to(kind)
+        slope_up = (slope * active).to(kind)
+        slope_gate = (slope * up * share * (1.0 + gate * (1.0 - share))).to(kind)
+        below = slope_gate_up + rows[:, None] * (2 * width) + columns[None, :]
+        tl.store(below, slope_gate, mask=mask)
+        tl.store(below + width, slope_up, mask=mask)
         of_a = tl.dot(tl.trans(h), out, of_a, input_precision="ieee")
         of_gate = tl.dot(tl.trans(slope_gate), gates, of_gate, input_precision="ieee")
         of_up = tl.dot(tl.trans(slope_up), ups, of_up, input_precision="ieee")
-    part = tl.program_id(1).to(tl.int64) * (3 * width * RANK)
-    place = part + columns[:, None] * RANK + ranks[None, :]
-    mask = (columns < width)[:, None]
-    tl.store(partial + place, of_a, mask=mask)
-    tl.store(partial + place + width * RANK, of_gate, mask=mask)
-    tl.store(partial + place + 2 * width * RANK, of_up, mask=mask)
+    sums = partial + tl.program_id(1).to(tl.int64) * (3 * width * RANK) + columns[:, None] * RANK + ranks[None, :]
+    tl.store(sums, of_a, mask=there[:, None])
+    tl.store(sums + width * RANK, of_gate, mask=there[:, None])
+    tl.store(sums + 2 * width * RANK, of_up, mask=there[:, None])
 
 
-def forward(gate_up: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `swiglu.forward`. gate_up and a are contiguous."""
-    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    rank = padded_rank(a.shape[0])
-    h = gate_up.new_empty(tokens, width)
+def forward(
+    gate: torch.Tensor, up: torch.Tensor, a: torch.Tensor, inner: torch.Tensor | None, added: Adapters | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `swiglu.forward`. Rows of gate and up are contiguous and equally far apart, those of inner are contiguous, and
+    all else is."""
+    tokens, width = gate.shape
+    h = gate.new_empty(tokens, width)
+    # What is not added is not read either.
+    inner, b_gate, b_up = (h, a, a) if added is None or inner is None else (inner, added.b_gate, added.b_up)
+    ranks = (0, 0) if added is None else (b_gate.shape[1], b_up.shape[1])
+    rank = padded_rank(a.shape[0], *ranks)
     per_part = triton.cdiv(triton.cdiv(width, FORWARD.parts), FORWARD.columns) * FORWARD.columns
     parts = triton.cdiv(width, per_part)
-    partial = gate_up.new_empty(parts, tokens, rank, dtype=torch.float32)
+    partial = gate.new_empty(parts, tokens, rank, dtype=torch.float32)
     _forward_kernel[(triton.cdiv(tokens, FORWARD.rows), parts)](
-        gate_up, a, h, partial, tokens, width, a.shape[0], per_part,
-        ROWS=FORWARD.rows, COLUMNS=FORWARD.columns, RANK=rank, num_warps=FORWARD.warps, num_stages=FORWARD.stages,
+        gate, up, gate.stride(0), a, inner, inner.stride(0), b_gate, b_up, h, partial,
+        tokens, width, a.shape[0], *ranks, per_part,
+        ADDED=added is not None, ROWS=FORWARD.rows, COLUMNS=FORWARD.columns, RANK=rank,
+        num_warps=FORWARD.warps, num_stages=FORWARD.stages,
     )  # fmt: skip
     return h, partial.sum(0)[:, : a.shape[0]].to(a.dtype).contiguous()
 
 
 def backward(
-    gate_up: torch.Tensor, slope_h: torch.Tensor, slope_inner: torch.Tensor, inner: torch.Tensor, ranks: tuple[int, int]
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    slope_h: torch.Tensor,
+    slope_inner: torch.Tensor,
+    inner: torch.Tensor,
+    ranks: tuple[int, int],
+    added: Adapters | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `swiglu.backward`. All but inner are contiguous, and its rows are."""
-    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    """As `swiglu.backward`, of what `forward` asks for."""
+    tokens, width = gate.shape
     rank = padded_rank(slope_inner.shape[1], *ranks)
-    slope = torch.empty_like(gate_up)
+    slope = gate.new_empty(tokens, 2 * width)
+    a, b_gate, b_up = (slope_inner,) * 3 if added is None else (added.a, added.b_gate, added.b_up)
     per_part = triton.cdiv(triton.cdiv(tokens, BACKWARD.parts), BACKWARD.rows) * BACKWARD.rows
     parts = triton.cdiv(tokens, per_part)
-    partial = gate_up.new_empty(parts, 3, width, rank, dtype=torch.float32)
+    partial = gate.new_empty(parts, 3, width, rank, dtype=torch.float32)
     _backward_kernel[(triton.cdiv(width, BACKWARD.columns), parts)](
-        gate_up, slope_h, slope_inner, inner, slope, partial,
-        tokens, width, inner.stride(0), slope_inner.shape[1], *ranks, per_part,
-        ROWS=BACKWARD.rows, COLUMNS=BACKWARD.columns, RANK=rank, num_warps=BACKWARD.warps, num_stages=BACKWARD.stages,
+        gate, up, gate.stride(0), slope_h, slope_inner, a, inner, inner.stride(0), b_gate, b_up, slope, partial,
+        tokens, width, slope_inner.shape[1], *ranks, per_part,
+        ADDED=added is not None, ROWS=BACKWARD.rows, COLUMNS=BACKWARD.columns, RANK=rank,
+        num_warps=BACKWARD.warps, num_stages=BACKWARD.stages,
     )  # fmt: skip
     return slope, partial.sum(0)

@@ -1,7 +1,7 @@
 """The function of `swiglu`, with weights that bitsandbytes has packed in 4 bits (`quantized.packed`).
 
 Each direction is one operator: torch.compile has nothing to fuse between its parts. A weight is expanded when its
-product is due, and again in the backward pass; large products add themselves to the small ones of adapters.
+product is due, and again in the backward pass. Adapters of gate and up are added within the kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast import swiglu
+from finetune_trainer.fast.swiglu import outer
 from finetune_trainer.quantized.packed import Packed
 
 
@@ -51,17 +51,11 @@ def _packed_mlp(
     first = Packed.unflattened(tensors, numbers, kind)
     down = Packed.unflattened(down_tensors, down_numbers, down_kind)
     inner = x @ a.t()
-    width = b_gate.shape[0]
-    gate_up = x.new_empty(x.shape[0], 2 * width)
-    columns = inner[:, : b_gate.shape[1] + b_up.shape[1]].split([b_gate.shape[1], b_up.shape[1]], dim=1)
-    for number, part in enumerate((b_gate, b_up)):
-        place = gate_up[:, number * width : (number + 1) * width]
-        torch.mm(columns[number], part.t(), out=place)
-        place.addmm_(x, first.expanded(number, x.dtype).t())
-    h, inner_down = torch.ops.finetune.swiglu(gate_up, down_a)
+    gate, up = (x @ first.expanded(number, x.dtype).t() for number in range(2))
+    h, inner_down = torch.ops.finetune.swiglu(gate, up, down_a, inner, b_gate, b_up)
     found = inner_down @ down_b.t()
     found.addmm_(h, down.expanded(0, x.dtype).t())
-    return [found, inner, gate_up, inner_down]
+    return [found, inner, gate, up, inner_down]
 
 
 @_packed_mlp.register_fake
@@ -74,7 +68,7 @@ def _(
     down_b: torch.Tensor,
     *_: Any,
 ) -> list[torch.Tensor]:
-    widths = (down_b.shape[0], a.shape[0], 2 * b_gate.shape[0], down_a.shape[0])
+    widths = (down_b.shape[0], a.shape[0], b_gate.shape[0], b_up.shape[0], down_a.shape[0])
     return [x.new_empty(x.shape[0], width) for width in widths]
 
 
@@ -88,7 +82,8 @@ def _packed_mlp_backward(
     down_a: torch.Tensor,
     down_b: torch.Tensor,
     inner: torch.Tensor,
-    gate_up: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
     inner_down: torch.Tensor,
     tensors: Sequence[torch.Tensor],
     numbers: Sequence[int],
@@ -100,10 +95,10 @@ def _packed_mlp_backward(
     first = Packed.unflattened(tensors, numbers, kind)
     down = Packed.unflattened(down_tensors, down_numbers, down_kind)
     slope_inner = output @ down_b
-    slope_h = slope_inner @ down_a
-    slope_h.addmm_(output, down.expanded(0, x.dtype))
-    ranks = b_gate.shape[1], b_up.shape[1]
-    together, outward = torch.ops.finetune.swiglu_backward(gate_up, slope_h, slope_inner, inner, *ranks)
+    slope_h = output @ down.expanded(0, x.dtype)
+    together, outward = torch.ops.finetune.swiglu_backward(
+        gate, up, slope_h, slope_inner, inner, b_gate.shape[1], b_up.shape[1], down_a, b_gate, b_up
+    )
     del slope_h
     slopes = together.chunk(2, dim=1)
     small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
@@ -112,7 +107,7 @@ def _packed_mlp_backward(
     found = below @ a
     for number, slope in enumerate(slopes):
         found.addmm_(slope, first.expanded(number, x.dtype))
-    parts = swiglu.outer(outward, slope_inner.shape[1], *ranks)
+    parts = outer(outward, slope_inner.shape[1], b_gate.shape[1], b_up.shape[1])
     # Copies: what an operator gives lies nowhere together.
     of_down_a, of_gate, of_up = (part.to(x.dtype, copy=True).contiguous() for part in parts)
     return [found, below.t() @ x, of_gate, of_up, of_down_a, output.t() @ inner_down]

@@ -110,11 +110,11 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, inner, codes, scale, transposed, a, b = ctx.saved_tensors
         (gradient,) = gradients
-        turned = _turned(gradient, codes, scale, transposed)
+        given = turned(gradient, codes, scale, transposed)
         outward, outer = gradient @ b, gradient.t() @ inner
         if a is None:
-            return _multiply(*turned, gradient.dtype), None, None, None, None, outer, outward
-        slope = torch.ops.finetune.fp8_product(*turned, outward, a.t())
+            return multiply(*given, gradient.dtype), None, None, None, None, outer, outward
+        slope = torch.ops.finetune.fp8_product(*given, outward, a.t())
         return slope, None, None, None, outward.t() @ x, outer, None
 
 
@@ -127,7 +127,7 @@ def _fp8_product(
     inner: torch.Tensor,
     b: torch.Tensor,
 ) -> torch.Tensor:
-    return _multiply(rows, row_scale, codes, scale, inner.dtype).addmm_(inner, b.t())
+    return multiply(rows, row_scale, codes, scale, inner.dtype).addmm_(inner, b.t())
 
 
 @_fp8_product.register_fake
@@ -135,10 +135,10 @@ def _(rows: torch.Tensor, _: Any, codes: torch.Tensor, scale: Any, inner: torch.
     return inner.new_empty(rows.shape[0], codes.shape[0])
 
 
-def _turned(
+def turned(
     gradient: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `_multiply` makes the gradient by the input of, from the gradient by the output: rounded rows and their
+    """What `multiply` makes the gradient by the input of, from the gradient by the output: rounded rows and their
     scales, the turned codes and theirs."""
     if transposed is None:
         transposed = codes.t().contiguous()
@@ -160,14 +160,14 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(codes, scale, transposed)
         ctx.dtype = rows.dtype
-        return _multiply(*quantize_rows(rows), codes, scale.view(1, -1), dtype)
+        return multiply(*quantize_rows(rows), codes, scale.view(1, -1), dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        return _multiply(*_turned(gradients[0], *ctx.saved_tensors), ctx.dtype), None, None, None, None
+        return multiply(*turned(gradients[0], *ctx.saved_tensors), ctx.dtype), None, None, None, None
 
 
-def _multiply(
+def multiply(
     rows: torch.Tensor, row_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """rows (n, k) x codes (m, k), each row of either with its scale ((n, 1), (1, m)): (n, m) in `dtype`."""
