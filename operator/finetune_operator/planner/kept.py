@@ -19,10 +19,13 @@ from itertools import accumulate
 
 from finetune_operator.planner.workload import MATRICES, Workload, inputs_of, once
 from finetune_trainer.contract import ParameterInfo, ParameterKind
-from finetune_trainer.contract.vocabulary import LoraVariant
+from finetune_trainer.contract.vocabulary import LoraVariant, QuantizationType
 
 ALIGNMENT = 16
 """Ranks of a group are filled up to a multiple of it (`finetune_trainer.fast.adapter_products`)."""
+MOST_RANKS = 64
+"""Of an adapter in an MLP that is one function (`finetune_trainer.fast.swiglu`)."""
+WHOLE_MLPS = frozenset({QuantizationType.NF4, QuantizationType.FP4, QuantizationType.FP8})
 _OUT = frozenset({"o_proj", "out_proj", "dense", "c_proj"})
 """Names of the layer that takes what attention gives, which attention keeps itself."""
 _VALUES = "v_proj"
@@ -150,7 +153,10 @@ def _of_group(work: Workload, group: tuple[str, ...]) -> int:
         return work.narrow * rank
     joined = joins(work, group)
     # Compiled, an input that no product has part in is made again.
-    size = work.narrow * (rank + (0 if work.paths.compiled and not joined else inputs))
+    made_again = work.paths.compiled and not joined
+    if mlps_are_whole(work) and inputs == work.known.shape.hidden:
+        made_again = False
+    size = work.narrow * (rank + (0 if made_again else inputs))
     if joined:
         # Values are a part of the product of all of them, which stays there as long as they do.
         others = sum(w.size // inputs for w in weights if not w.module.endswith(_VALUES))
@@ -171,6 +177,22 @@ def adapter_groups(work: Workload) -> list[tuple[int, tuple[str, ...]]]:
             parent = name.rpartition(".")[0]
             groups[block, parent, inputs_of(weight), _takes_attention(name)].append(name)
     return [(block, tuple(group)) for (block, *_), group in groups.items()]
+
+
+@once
+def mlps_are_whole(work: Workload) -> bool:
+    """Whether every adapted block computes a quantized MLP as one function (`finetune_trainer.fast.swiglu_groups`). It
+    leaves out the activation by itself, so that what the norms give is not made again. The same is counted where blocks
+    are recomputed: it is not so there, but matters for one block at a time."""
+    quantized = work.quantization in WHOLE_MLPS
+    if not (quantized and work.paths.compiled and work.paths.fused and work.known.shape.gated):
+        return False
+    of_parents: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for block, group in adapter_groups(work):
+        small = all(work.adapters[name].rank <= MOST_RANKS for name in group)
+        of_parents[block, group[0].rpartition(".")[0]].append(len(group) if small else 0)
+    whole = {block for (block, _), sizes in of_parents.items() if sorted(sizes) == [1, 2]}
+    return whole == {block for block, _ in of_parents}
 
 
 def padded_rank(work: Workload, group: tuple[str, ...]) -> int:

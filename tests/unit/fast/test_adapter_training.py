@@ -44,6 +44,33 @@ def test_fused_adapters_train_the_same(
     assert_same(fast, slow)
 
 
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+def test_a_quantized_mlp_is_one_function_where_blocks_are_compiled(
+    model_folder: ModelFolder,
+    tmp_path: Path,
+    recomputed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
+    )
+    torch._dynamo.reset()
+    base, checkpointing = model_folder(), {"gradient_checkpointing": recomputed}
+    slow = trained(base, tmp_path / "slow", method="qlora", training={"fuse_adapters": "never", **checkpointing})
+    caplog.set_level(logging.INFO)
+    fast = trained(
+        base,
+        tmp_path / "fast",
+        method="qlora",
+        training={"fuse_adapters": "always", "torch_compile": "always", **checkpointing},
+    )
+    blocks = fast.tuned.model.config.num_hidden_layers
+    assert f"{0 if recomputed else blocks} whole MLPs" in caplog.text
+    assert_same(fast, slow)
+
+
 @pytest.mark.parametrize("wanted", [Switch.ALWAYS, Switch.AUTO])
 def test_a_model_that_wants_more_than_tokens_is_left_as_it_is(
     model_folder: ModelFolder,

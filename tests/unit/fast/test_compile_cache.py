@@ -276,3 +276,15 @@ def test_runs_of_the_same_shape_share_it(tmp_path: Path) -> None:
         {"dataset": {"max_length": 17}},
     ):
         assert uri_of(job(tmp_path, **changes), CPU) != plain
+
+
+def test_code_that_calls_other_operators_is_not_shared(config: TrainerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = uri_of(config, CPU)
+    monkeypatch.setattr(compile_cache, "own_code", lambda: "another version's")
+    assert uri_of(config, CPU) != before
+
+
+def test_own_code_is_that_of_all_operators() -> None:
+    files = {path for folder in compile_cache.OPERATORS for path in folder.glob("*.py")}
+    package = Path(compile_cache.__file__).parents[1]
+    assert {path for path in package.rglob("*.py") if "torch.library.custom_op" in path.read_text()} <= files

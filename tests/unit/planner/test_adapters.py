@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.errors import DoesNotFit
 from finetune_operator.planner import plan, plan_job
-from finetune_operator.planner.kept import trained_inputs
+from finetune_operator.planner.kept import mlps_are_whole, trained_inputs
 from finetune_operator.planner.memory import GIB, optimizer_bytes
 from finetune_operator.planner.workload import Layout
 from finetune_trainer.contract import SelectionError
@@ -130,3 +130,32 @@ def test_without_gpus_the_largest_counts() -> None:
     alone = [plan(stage, known(), gpu_memory=0).host_memory for _, stage in job.stages()]
     assert found.host_memory is not None
     assert found.host_memory.total == max(one.total for one in alone if one)
+
+
+COMPILED = {"torchCompile": "always"}
+
+
+@pytest.mark.parametrize(
+    ("job", "whole"),
+    [
+        ({"method": "qlora", "training": COMPILED}, True),
+        ({"method": "qlora", "training": COMPILED, "quantization": {"type": "fp8"}}, True),
+        ({"method": "qlora", "training": COMPILED, "layers": {"last": 2}}, True),
+        ({"method": "qlora", "training": {"torchCompile": "never"}}, False),
+        ({"method": "qlora", "training": {**COMPILED, "fuseAdapters": "never"}}, False),
+        ({"method": "qlora", "training": COMPILED, "lora": {"rank": 65}}, False),
+        ({"method": "qlora", "training": COMPILED, "lora": {"rankPattern": {"*.up_proj": 128}}}, False),
+        ({"method": "qlora", "training": COMPILED, "lora": {"rankPattern": {"*.q_proj": 128}}}, True),
+        ({"method": "qlora", "training": COMPILED, "layers": {"modules": ["q_proj", "gate_proj", "up_proj"]}}, False),
+        ({"method": "lora", "training": COMPILED}, False),
+    ],
+    ids=str,
+)
+def test_where_a_quantized_mlp_is_one_function(job: dict[str, Any], whole: bool) -> None:
+    work = workload(LLAMA_8B, **job)
+    assert mlps_are_whole(work) is whole
+    if whole:
+        # Inputs of the two groups behind a norm, which are made again otherwise.
+        alone = workload(LLAMA_8B, **job | {"lora": {"rank": 65}})
+        kept, made = (max(trained_inputs(one).values()) for one in (work, alone))
+        assert kept - made > 2 * 2 * 4096 - 2 * 4 * 128

@@ -67,7 +67,7 @@ class _Mlp(torch.autograd.Function):
         slope_inner = output @ down_b
         slope_h = rowwise.multiply(*rowwise.turned(output, *of_down), output.dtype)
         together, found = torch.ops.finetune.swiglu_backward(
-            gate, up, slope_h, slope_inner, inner, b_gate.shape[1], b_up.shape[1], down_a, b_gate, b_up
+            gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up
         )
         slopes = together.chunk(2, dim=1)
         small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_trainer.fast import adapter_products, swiglu, swiglu_dense, swiglu_fp8, swiglu_packed
-from finetune_trainer.fast.adapter_bases import InFourBits, InFp8, Tall, Wide, computed_in
+from finetune_trainer.fast import adapter_products, swiglu, swiglu_fp8, swiglu_packed
+from finetune_trainer.fast.adapter_bases import InFourBits, InFp8, computed_in
+from finetune_trainer.quantized.linear import unrounded_activations
 
 if TYPE_CHECKING:
     from finetune_trainer.fast.adapter_groups import Group
 
-BELOW = {Wide: Tall, InFourBits: InFourBits, InFp8: InFp8}
-"""How down is held where gate and up are held together."""
+BASES = (InFourBits, InFp8)
+"""That are quantized."""
 _PROBES = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Relative: what rounding makes of the same function computed another way. Other activations are ten times as far."""
@@ -51,17 +52,15 @@ class Mlp:
             narrow = [part.to(rows.dtype) for part in b]
             if isinstance(first, InFourBits) and isinstance(down, InFourBits):
                 found = swiglu_packed.product(rows, of_both, first.packed, narrow, of_down, up, down.packed)
-            elif isinstance(first, InFp8) and isinstance(down, InFp8):
-                found = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, of_down, up)
             else:
-                assert isinstance(first, Wide) and isinstance(down, Tall)
-                found = swiglu_dense.product(rows, of_both, first.weight, b, of_down, up, down.weight)
+                assert isinstance(first, InFp8) and isinstance(down, InFp8)
+                found = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, of_down, up)
         return found.view(*x.shape[:-1], found.shape[-1])
 
 
 def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
     """The MLPs among groups of blocks. To be called while the layers are PEFT's own."""
-    pairs = [group for group in groups if type(group.base) in BELOW and len(group.layers) == 2]
+    pairs = [group for group in groups if isinstance(group.base, BASES) and len(group.layers) == 2]
     singles = {id(group.layers[0]): group for group in groups if len(group.layers) == 1}
     owners = {
         frozenset(map(id, module.children())): module
@@ -74,7 +73,7 @@ def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
         members = {id(layer) for layer in pair.layers}
         for children, module in owners.items():
             single = next((singles[child] for child in children - members if child in singles), None)
-            if single is None or not members < children or type(single.base) is not BELOW[type(pair.base)]:
+            if single is None or not members < children or type(single.base) is not type(pair.base):
                 continue
             if _fits(module, pair, single):
                 mlps.append(Mlp(module, pair, single))
@@ -103,7 +102,8 @@ def _is_swiglu(module: Any, layers: list[Any], dtype: torch.dtype) -> bool:
     training = module.training
     module.eval()
     try:
-        with torch.autocast(device.type, enabled=dtype is not torch.float32, dtype=dtype):
+        autocast = torch.autocast(device.type, enabled=dtype is not torch.float32, dtype=dtype)
+        with autocast, unrounded_activations(module):
             given = module(x)
             expected = down(functional.silu(gate(x)) * up(x))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -96,9 +96,7 @@ def _packed_mlp_backward(
     down = Packed.unflattened(down_tensors, down_numbers, down_kind)
     slope_inner = output @ down_b
     slope_h = output @ down.expanded(0, x.dtype)
-    together, outward = torch.ops.finetune.swiglu_backward(
-        gate, up, slope_h, slope_inner, inner, b_gate.shape[1], b_up.shape[1], down_a, b_gate, b_up
-    )
+    together, outward = torch.ops.finetune.swiglu_backward(gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up)
     del slope_h
     slopes = together.chunk(2, dim=1)
     small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
