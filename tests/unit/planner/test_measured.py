@@ -36,7 +36,7 @@ PLAIN = {"torchCompile": "never", "flashAttn": "sdpa", "fuseAdapters": "never"}
         (LLAMA_8B, LORA, COMPILED, 4, "off", 46.18),
         (LLAMA_8B, LORA, COMPILED, 1, "on", 16.77),
         (LLAMA_8B, LORA, COMPILED, 2, "on", 17.7),
-        (LLAMA_8B, LORA, COMPILED, 2, "offload", 16.64),
+        (LLAMA_8B, LORA, COMPILED, 2, "offload", 16.59),
         (LLAMA_8B, LORA, COMPILED, 4, "offload", 17.44),
         (LLAMA_8B, NF4, COMPILED, 4, "off", 33.93),
         (LLAMA_8B, NF4, COMPILED, 4, "offload", 7.52),
