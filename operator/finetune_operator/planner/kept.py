@@ -184,15 +184,30 @@ def mlps_are_whole(work: Workload) -> bool:
     """Whether every adapted block computes a quantized MLP as one function (`finetune_trainer.fast.swiglu_groups`). It
     leaves out the activation by itself, so that what the norms give is not made again. The same is counted where blocks
     are recomputed: it is not so there, but matters for one block at a time."""
-    quantized = work.quantization in WHOLE_MLPS
-    if not (quantized and work.paths.compiled and work.paths.fused and work.known.shape.gated):
+    shape, paths = work.known.shape, work.paths
+    if not (work.quantization in WHOLE_MLPS and paths.compiled and paths.fused and shape.gated and shape.silu):
         return False
-    of_parents: dict[tuple[int, str], list[int]] = defaultdict(list)
+    of_parents: dict[tuple[int, str], list[tuple[str, ...]]] = defaultdict(list)
     for block, group in adapter_groups(work):
-        small = all(work.adapters[name].rank <= MOST_RANKS for name in group)
-        of_parents[block, group[0].rpartition(".")[0]].append(len(group) if small else 0)
-    whole = {block for (block, _), sizes in of_parents.items() if sorted(sizes) == [1, 2]}
+        of_parents[block, group[0].rpartition(".")[0]].append(group)
+    whole = {block for (block, _), groups in of_parents.items() if _is_whole(work, groups)}
     return whole == {block for block, _ in of_parents}
+
+
+def _is_whole(work: Workload, groups: list[tuple[str, ...]]) -> bool:
+    """Two layers behind a norm and one behind them, without biases and large ranks."""
+    by_path = work.known.layout.by_path
+    if sorted(len(group) for group in groups) != [1, 2] or any(_takes_attention(group[0]) for group in groups):
+        return False
+    down, both = sorted(groups, key=len)
+    names = (*both, *down)
+    inputs = [inputs_of(by_path[f"{name}.weight"]) for name in names]
+    hidden, inner = work.known.shape.hidden, by_path[f"{both[0]}.weight"].size // inputs[0]
+    return (
+        inputs == [hidden, hidden, inner]
+        and all(work.adapters[name].rank <= MOST_RANKS for name in names)
+        and not any(f"{name}.bias" in by_path for name in names)
+    )
 
 
 def padded_rank(work: Workload, group: tuple[str, ...]) -> int:

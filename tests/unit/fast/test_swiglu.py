@@ -73,6 +73,29 @@ class Scaled(Mlp):
         return super().forward(x) * self.scale
 
 
+class Dropped(Mlp):
+    """With dropout of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(super().forward(x), 0.1, self.training)
+
+
+class Clamped(Mlp):
+    """Large values are cut off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate(x).clamp(max=10), self.up(x).clamp(-10, 10)
+        found: torch.Tensor = self.down(functional.silu(gate) * up)
+        return found
+
+
+class Routed(Mlp):
+    """That wants more than its input."""
+
+    def forward(self, x: torch.Tensor, routing: Any = None) -> torch.Tensor:
+        return super().forward(x) * routing.weights if routing is not None or self.training else super().forward(x)
+
+
 class Block(nn.Module):
     """A residual around an MLP."""
 
@@ -109,12 +132,14 @@ HELD = ("fp8", "nf4", "nf4-double")
 def test_outputs_and_gradients_are_those_of_the_layers(base: str, backend: str | None) -> None:
     stack = model(partial(Mlp, BASES[base]))
     expected = passed(stack)
+    judged = stack.eval()(torch.ones(1, WIDTH))
+    stack.train()
     kinds = [type(block.mlp) for block in stack]
     with whole(stack) as groups:
         assert groups == 4
         assert all(swiglu_groups.is_in(block) for block in stack)
         assert_close(passed(stack, backend=backend), expected)
-        assert torch.equal(stack.eval()(torch.ones(1, WIDTH)), stack.eval()(torch.ones(1, WIDTH)))
+        assert torch.equal(stack.eval()(torch.ones(1, WIDTH)), judged)
         stack.train()
     assert [type(block.mlp) for block in stack] == kinds
     assert not any(swiglu_groups.is_in(block) for block in stack)
@@ -171,20 +196,40 @@ def test_under_autocast_too() -> None:
         (Gelu, {}),
         (UpFirst, {}),
         (Scaled, {}),
+        (Dropped, {}),
+        (Clamped, {}),
         (partial(Mlp, bias=True), {}),
         (partial(Mlp, BASES["dense"]), {}),
         (Mlp, {"r": swiglu.MOST_RANKS + 1, "rank_pattern": {}}),
         (Mlp, {"target_modules": ["gate", "up"]}),
     ],
-    ids=["gelu", "up first", "a parameter", "a bias", "unquantized", "rank", "no adapter below"],
+    ids=["gelu", "up first", "a parameter", "dropout", "a clamp", "a bias", "unquantized", "rank", "no adapter below"],
 )
 def test_what_is_something_else_is_computed_layer_by_layer(kind: Any, lora: dict[str, Any]) -> None:
     stack = model(kind, **lora)
+    torch.manual_seed(1)
     expected = passed(stack)
     with whole(stack) as groups:
         assert groups
         assert not swiglu_groups.is_in(stack[0])
+        torch.manual_seed(1)
         assert_close(passed(stack), expected)
+
+
+def test_a_module_that_wants_more_than_its_input_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    stack = model(Routed)
+    with caplog.at_level("INFO"), whole(stack) as groups:
+        assert groups == 4
+        assert not swiglu_groups.is_in(stack[0])
+    assert caplog.text.count("MLP: layer by layer: Routed is something else than down(silu(gate) * up)") == 1
+
+
+def test_blocks_that_are_recomputed_are_left_alone() -> None:
+    stack = model()
+    stack[0].gradient_checkpointing = True
+    with whole(stack), compilation.compiled(list(stack)):
+        assert [swiglu_groups.is_in(block) for block in stack] == [False, True]
+        assert torch._functorch.config.activation_memory_budget == 1.0
 
 
 def test_kernels_that_do_not_run_are_not_used(
@@ -202,11 +247,11 @@ def test_kernels_that_do_not_run_are_not_used(
     assert "MLP: layer by layer: its kernels fail here: RuntimeError: no compiler here" in caplog.text
     swiglu.why_not.cache_clear()
     monkeypatch.setattr(swiglu, "swiglu", lambda *given: [2 * part for part in forward(*given)])
-    assert "something else" in str(swiglu.why_not(torch.device("cpu"), torch.float32))
+    assert "something else" in str(swiglu.why_not(torch.device("cpu"), torch.float32, 16))
     swiglu.why_not.cache_clear()
 
 
-def test_a_block_with_one_keeps_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_with_one_keeps_all_else() -> None:
     """The activation that a budget would leave out is not there."""
     budgets = []
     stack = model()
@@ -231,7 +276,7 @@ found = *swiglu_kernels.forward(*both, *adapters), *swiglu_kernels.backward(*bot
 expected = *swiglu.forward(*both, *adapters), *swiglu.backward(*both, *slopes, *adapters)
 for one, other in zip(found, expected, strict=True):
     assert one.shape == other.shape and one.dtype == other.dtype
-    print(float((one - other).norm() / other.norm()))
+    print(float((one - other).norm() / (other.norm() + 1e-9)))
 """
 
 
@@ -240,6 +285,7 @@ for one, other in zip(found, expected, strict=True):
     "sizes",
     [
         [64, 128, 16, 16, 16, 0],
+        [0, 64, 16, 16, 16, 0],
         [70, 96, 16, 12, 16, 4],
         [37, 200, 32, 20, 17, 11],
         [130, 64, 40, 3, 64, 1],
@@ -274,13 +320,16 @@ for kernel, tiles in (("_forward_kernel", swiglu_kernels.FORWARD), ("_backward_k
     kinds = {"partial": "*fp32", **dict.fromkeys(numbers, "i32"), **dict.fromkeys(sizes, "constexpr")}
     signature = {name: kinds.get(name, "*bf16") for name in function.arg_names}
     places = {(function.arg_names.index(name),): size for name, size in sizes.items()}
-    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=places)
+    # As torch's tensors and a model's widths are, which is what lets tiles be read ahead.
+    aligned = [name for name in function.arg_names if name not in (*sizes, "tokens", "rank_gate", "rank_up", "rank")]
+    attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=places, attrs=attributes)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
     made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     print(made.metadata.shared)
 """
-SHARED_MEMORY = {80: 163 * 2**10, 90: 227 * 2**10}
-"""Bytes of a program on an A100, and on an H100 (CUDA C++ Programming Guide, compute capabilities)."""
+SHARED_MEMORY = {80: 163 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10}
+"""Bytes of a program on an A100, on an L40S, and on an H100 (CUDA C++ Programming Guide, compute capabilities)."""
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="torch for CPUs alone comes without triton")

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from finetune_operator.errors import DoesNotFit
-from finetune_operator.planner import plan, plan_job
+from finetune_operator.planner import activations, kept, plan, plan_job
 from finetune_operator.planner.kept import mlps_are_whole, trained_inputs
 from finetune_operator.planner.memory import GIB, optimizer_bytes
 from finetune_operator.planner.workload import Layout
 from finetune_trainer.contract import SelectionError
 from finetune_trainer.contract.vocabulary import Optimizer, Strategy
+from finetune_trainer.fast import adapter_products, cross_entropy, swiglu
 from tests.unit.planner.models import LLAMA_8B, known, spec, workload
 
 SINGLE = Layout(Strategy.SINGLE)
@@ -147,6 +148,8 @@ COMPILED = {"torchCompile": "always"}
         ({"method": "qlora", "training": COMPILED, "lora": {"rankPattern": {"*.up_proj": 128}}}, False),
         ({"method": "qlora", "training": COMPILED, "lora": {"rankPattern": {"*.q_proj": 128}}}, True),
         ({"method": "qlora", "training": COMPILED, "layers": {"modules": ["q_proj", "gate_proj", "up_proj"]}}, False),
+        ({"method": "qlora", "training": COMPILED, "layers": {"modules": ["q_proj", "v_proj", "o_proj"]}}, False),
+        ({"method": "qlora", "training": COMPILED, "layers": {"modules": ["q_proj", "up_proj", "o_proj"]}}, False),
         ({"method": "lora", "training": COMPILED}, False),
     ],
     ids=str,
@@ -157,5 +160,16 @@ def test_where_a_quantized_mlp_is_one_function(job: dict[str, Any], whole: bool)
     if whole:
         # Inputs of the two groups behind a norm, which are made again otherwise.
         alone = workload(LLAMA_8B, **job | {"lora": {"rank": 65}})
-        kept, made = (max(trained_inputs(one).values()) for one in (work, alone))
-        assert kept - made > 2 * 2 * 4096 - 2 * 4 * 128
+        largest, made = (max(trained_inputs(one).values()) for one in (work, alone))
+        assert largest - made > 2 * 2 * 4096 - 2 * 4 * 128
+
+
+@pytest.mark.parametrize("other", [{"hidden_act": "gelu_pytorch_tanh"}, {"mlp_bias": True}], ids=str)
+def test_an_mlp_of_another_kind_is_not(other: dict[str, Any]) -> None:
+    assert not mlps_are_whole(workload({**LLAMA_8B, **other}, method="qlora", training=COMPILED))
+
+
+def test_what_is_counted_with_is_what_the_trainer_has() -> None:
+    assert kept.MOST_RANKS == swiglu.MOST_RANKS
+    assert kept.ALIGNMENT == adapter_products.ALIGNMENT
+    assert activations.COMPILED_LOGITS_PER_CHUNK == cross_entropy.LOGITS_PER_CHUNK

@@ -134,18 +134,19 @@ def _only_adapter(layer: Any) -> str | None:
 
 @contextmanager
 def _installed(group: Group) -> Iterator[None]:
-    kinds = [type(layer) for layer in group.layers]
-    group.base.gather()
-    for position, layer in enumerate(group.layers):
-        layer._finetune_group, layer._finetune_position = group, position
-        layer.__class__ = _member_of(type(layer))
-    try:
+    with ExitStack() as stack:
+        group.base.gather()
+        stack.callback(group.base.scatter)
+        for position, layer in enumerate(group.layers):
+            stack.callback(_restore, layer, type(layer))
+            layer._finetune_group, layer._finetune_position = group, position
+            layer.__class__ = _member_of(type(layer))
         yield
-    finally:
-        for layer, kind in zip(group.layers, kinds, strict=True):
-            layer.__class__ = kind
-            del layer._finetune_group, layer._finetune_position
-        group.base.scatter()
+
+
+def _restore(layer: Any, kind: type) -> None:
+    layer.__class__ = kind
+    del layer._finetune_group, layer._finetune_position
 
 
 _MEMBERS: dict[type, type] = {}

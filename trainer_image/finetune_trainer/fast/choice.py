@@ -59,9 +59,7 @@ class FastPaths:
                 stack.enter_context(adapters.without_wide_inputs(model))
             blocks = list(decoder_blocks(model, layout))
             if self.fused:
-                # Blocks that are recomputed need more memory with it, and no less time.
-                mlps = self.compiled and not config.training.gradient_checkpointing
-                _fuse(config, model, blocks, stack, mlps=mlps)
+                _fuse(config, model, blocks, stack, mlps=self.compiled)
             if self.compiled:
                 stack.enter_context(compilation.compiled(blocks, may_fail=self.may_fail))
             yield

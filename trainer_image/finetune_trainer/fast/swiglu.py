@@ -12,6 +12,7 @@ kernels gain nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -96,6 +97,14 @@ def outer(found: torch.Tensor, rank: int, rank_gate: int, rank_up: int) -> tuple
     return found[0, :, :rank].t(), found[1, :, :rank_gate], found[2, :, :rank_up]
 
 
+def below(slopes: Sequence[torch.Tensor], b: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
+    """What the adapters of gate and up pass on to their A, one beside the other, filled up: (tokens, rank) of gradients
+    (tokens, width) and B (width, its rank)."""
+    small = [slope @ part for slope, part in zip(slopes, b, strict=True)]
+    room = rank - sum(part.shape[1] for part in small)
+    return torch.cat([*small, small[0].new_zeros(small[0].shape[0], room)], dim=1)
+
+
 @torch.library.custom_op("finetune::swiglu", mutates_args=())
 def swiglu(
     gate: torch.Tensor,
@@ -155,18 +164,21 @@ def _(
 
 
 @cache
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels are not used on a device; None where they gave what their slow twins give."""
+def why_not(device: torch.device, dtype: torch.dtype, rank: int) -> str | None:
+    """Why the kernels are not used on a device, with tiles for this rank; None where they gave what their slow twins
+    give."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     gate, up, slope_h = (random(70, 96) for _ in range(3))
-    adapters = random(16, 96), random(70, 32), random(96, 16), random(96, 16)
-    slopes = slope_h, random(70, 16)
+    adapters = random(rank, 96), random(70, 2 * rank), random(96, rank), random(96, rank)
+    slopes = slope_h, random(70, rank)
     try:
         found = *swiglu(gate, up, *adapters), *swiglu_backward(gate, up, *slopes, *adapters)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler, its cache or a missing tool may raise
         return f"its kernels fail here: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
     expected = *forward(gate, up, *adapters), *backward(gate, up, *slopes, *adapters)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast.swiglu import outer
+from finetune_trainer.fast.swiglu import below, outer
 from finetune_trainer.quantized import rowwise
 from finetune_trainer.quantized.linear import Fp8Linear
 
@@ -70,11 +70,9 @@ class _Mlp(torch.autograd.Function):
             gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up
         )
         slopes = together.chunk(2, dim=1)
-        small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
-        room = inner.shape[1] - sum(part.shape[1] for part in small)
-        below = torch.cat([*small, inner.new_zeros(inner.shape[0], room)], dim=1)
-        slope = torch.ops.finetune.fp8_product(*rowwise.turned(slopes[0], *of_gate), below, a.t())
+        inward = below(slopes, (b_gate, b_up), inner.shape[1])
+        slope = torch.ops.finetune.fp8_product(*rowwise.turned(slopes[0], *of_gate), inward, a.t())
         slope = slope + rowwise.multiply(*rowwise.turned(slopes[1], *of_up), output.dtype)
         ranks = slope_inner.shape[1], b_gate.shape[1], b_up.shape[1]
         of_a, of_b_gate, of_b_up = (part.to(x.dtype) for part in outer(found, *ranks))
-        return slope, below.t() @ x, of_b_gate, of_b_up, of_a, output.t() @ inner_down, *([None] * len(held))
+        return slope, inward.t() @ x, of_b_gate, of_b_up, of_a, output.t() @ inner_down, *([None] * len(held))

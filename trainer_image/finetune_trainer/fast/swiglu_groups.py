@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 BASES = (InFourBits, InFp8)
 """That are quantized."""
 _PROBES = 4
+_SCALES = (1.0, 8.0, 64.0)
+"""Of what is asked: the last ones reach where some models clamp gate and up."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Relative: what rounding makes of the same function computed another way. Other activations are ten times as far."""
+"""Relative: what rounding makes of the same function computed another way. GELU is two times as far and more."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,50 +49,63 @@ class Mlp:
             a, b = self.first.adapters()
             down_a, (down_b,) = self.down.adapters()
             of_both = adapter_products.stacked(a, first.rank, rows.dtype)
-            of_down = adapter_products.stacked(down_a, down.rank, rows.dtype)
-            up = functional.pad(down_b, (0, down.rank - down_b.shape[1])).to(rows.dtype)
+            below = (
+                adapter_products.stacked(down_a, down.rank, rows.dtype),
+                functional.pad(down_b, (0, down.rank - down_b.shape[1])).to(rows.dtype),
+            )
             narrow = [part.to(rows.dtype) for part in b]
             if isinstance(first, InFourBits) and isinstance(down, InFourBits):
-                found = swiglu_packed.product(rows, of_both, first.packed, narrow, of_down, up, down.packed)
+                product = swiglu_packed.product(rows, of_both, first.packed, narrow, *below, down.packed)
             else:
                 assert isinstance(first, InFp8) and isinstance(down, InFp8)
-                found = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, of_down, up)
-        return found.view(*x.shape[:-1], found.shape[-1])
+                product = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, *below)
+        return product.view(*x.shape[:-1], product.shape[-1])
 
 
 def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
-    """The MLPs among groups of blocks. To be called while the layers are PEFT's own."""
+    """The MLPs among groups of blocks that are not recomputed, which need more memory with it and no less time. To be
+    called while the layers are PEFT's own."""
+    kept = [block for block in blocks if not getattr(block, "gradient_checkpointing", False)]
     pairs = [group for group in groups if isinstance(group.base, BASES) and len(group.layers) == 2]
     singles = {id(group.layers[0]): group for group in groups if len(group.layers) == 1}
     owners = {
         frozenset(map(id, module.children())): module
-        for block in blocks
+        for block in kept
         for module in block.modules()
         if any(True for _ in module.children())
     }
-    mlps = []
+    mlps, reasons = [], set()
     for pair in pairs:
         members = {id(layer) for layer in pair.layers}
         for children, module in owners.items():
             single = next((singles[child] for child in children - members if child in singles), None)
             if single is None or not members < children or type(single.base) is not type(pair.base):
                 continue
-            if _fits(module, pair, single):
+            reason = _why_not(module, pair, single)
+            if reason is None:
                 mlps.append(Mlp(module, pair, single))
+            else:
+                reasons.add(reason)
+    for reason in sorted(reasons):
+        logger.info("MLP: layer by layer: %s", reason)
     return mlps
 
 
-def _fits(module: nn.Module, pair: Group, single: Group) -> bool:
+def _why_not(module: nn.Module, pair: Group, single: Group) -> str | None:
     layers = [*pair.layers, *single.layers]
-    ranks = [layer.r[group.adapter] for group in (pair, single) for layer in group.layers]
+    rank = max(layer.r[group.adapter] for group in (pair, single) for layer in group.layers)
     others = {id(p) for p in module.parameters()} - {id(p) for layer in layers for p in layer.parameters()}
-    if others or max(ranks) > swiglu.MOST_RANKS or any(layer.get_base_layer().bias is not None for layer in layers):
-        return False
-    reason = swiglu.why_not(next(module.parameters()).device, pair.dtype)
-    if reason is not None:
-        logger.info("MLP: layer by layer: %s", reason)
-        return False
-    return _is_swiglu(module, layers, pair.dtype)
+    kind = type(module).__name__
+    if others:
+        return f"{kind} has parameters beside its layers"
+    if any(layer.get_base_layer().bias is not None for layer in layers):
+        return f"layers of {kind} have biases"
+    if rank > swiglu.MOST_RANKS:
+        return f"rank {rank} is above {swiglu.MOST_RANKS}"
+    reason = swiglu.why_not(next(module.parameters()).device, pair.dtype, swiglu.padded_rank(rank))
+    if reason is None and not _is_swiglu(module, layers, pair.dtype):
+        reason = f"{kind} is something else than down(silu(gate) * up)"
+    return reason
 
 
 @torch.no_grad()
@@ -98,38 +113,42 @@ def _is_swiglu(module: Any, layers: list[Any], dtype: torch.dtype) -> bool:
     gate, up, down = layers
     base = gate.get_base_layer()
     device = next(base.parameters()).device
-    x = torch.randn(1, _PROBES, base.in_features, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    probe = torch.randn(1, _PROBES, base.in_features, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([scale * probe for scale in _SCALES]).to(device, dtype)
     training = module.training
-    module.eval()
+    # As it is trained: what is dropped shows.
+    module.train()
     try:
         autocast = torch.autocast(device.type, enabled=dtype is not torch.float32, dtype=dtype)
         with autocast, unrounded_activations(module):
             given = module(x)
             expected = down(functional.silu(gate(x)) * up(x))
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model's own code wants that is not given here
         return False
     finally:
         module.train(training)
     if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
         return False
-    return float((given - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
+    errors, norms = ((part.float().flatten(1).norm(dim=1)) for part in (given - expected, expected))
+    return bool((errors <= TOLERANCE[dtype] * norms).all())
 
 
 @contextmanager
 def installed(mlps: Sequence[Mlp]) -> Iterator[None]:
     """Have modules take their groups' function in training."""
-    kinds = [type(mlp.module) for mlp in mlps]
-    for mlp, kind in zip(mlps, kinds, strict=True):
-        mlp.module._finetune_mlp = mlp  # type: ignore[assignment]
-        mlp.module.__class__ = _fused(kind)
-    try:
+    with ExitStack() as stack:
+        for mlp in mlps:
+            stack.callback(_restore, mlp.module, type(mlp.module))
+            mlp.module._finetune_mlp = mlp  # type: ignore[assignment]
+            mlp.module.__class__ = _fused(type(mlp.module))
         yield
-    finally:
-        for mlp, kind in zip(mlps, kinds, strict=True):
-            mlp.module.__class__ = kind
-            del mlp.module.__dict__["_finetune_mlp"]
+
+
+def _restore(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+    module.__dict__.pop("_finetune_mlp", None)
 
 
 def is_in(block: nn.Module) -> bool:

@@ -163,7 +163,8 @@ def backward(
     ranks = b_gate.shape[1], b_up.shape[1]
     rank = padded_rank(slope_inner.shape[1], *ranks)
     slope = gate.new_empty(tokens, 2 * width)
-    per_part = triton.cdiv(triton.cdiv(tokens, BACKWARD.parts), BACKWARD.rows) * BACKWARD.rows
+    # An expert may be given no token.
+    per_part = max(1, triton.cdiv(triton.cdiv(tokens, BACKWARD.parts), BACKWARD.rows)) * BACKWARD.rows
     parts = triton.cdiv(tokens, per_part)
     partial = gate.new_empty(parts, 3, width, rank, dtype=torch.float32)
     _backward_kernel[(triton.cdiv(width, BACKWARD.columns), parts)](

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast.swiglu import outer
+from finetune_trainer.fast.swiglu import below, outer
 from finetune_trainer.quantized.packed import Packed
 
 
@@ -99,16 +99,14 @@ def _packed_mlp_backward(
     together, outward = torch.ops.finetune.swiglu_backward(gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up)
     del slope_h
     slopes = together.chunk(2, dim=1)
-    small = [slope @ part for slope, part in zip(slopes, (b_gate, b_up), strict=True)]
-    room = inner.shape[1] - sum(part.shape[1] for part in small)
-    below = torch.cat([*small, inner.new_zeros(inner.shape[0], room)], dim=1)
-    found = below @ a
+    inward = below(slopes, (b_gate, b_up), inner.shape[1])
+    found = inward @ a
     for number, slope in enumerate(slopes):
         found.addmm_(slope, first.expanded(number, x.dtype))
     parts = outer(outward, slope_inner.shape[1], b_gate.shape[1], b_up.shape[1])
     # Copies: what an operator gives lies nowhere together.
     of_down_a, of_gate, of_up = (part.to(x.dtype, copy=True).contiguous() for part in parts)
-    return [found, below.t() @ x, of_gate, of_up, of_down_a, output.t() @ inner_down]
+    return [found, inward.t() @ x, of_gate, of_up, of_down_a, output.t() @ inner_down]
 
 
 @_packed_mlp_backward.register_fake

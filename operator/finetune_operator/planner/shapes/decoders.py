@@ -63,6 +63,7 @@ def read_shape(
         head_dim=width,
         mlp=config.number("intermediate_size") if mlp is None else mlp,
         vocabulary=config.number("vocab_size"),
+        silu=config.is_silu(),
     )
     if shape.heads % shape.kv_heads:
         raise config.error("num_key_value_heads", f"{shape.kv_heads} does not divide num_attention_heads {heads}")

@@ -31,6 +31,8 @@ class ModelShape:
     """Tokens."""
     gated: bool = True
     """Whether the MLP multiplies two projections (SwiGLU, GeGLU), or has one."""
+    silu: bool = True
+    """Whether the MLP's activation is SiLU."""
     stepwise_gelu: bool = False
     """Whether the MLP's activation is computed in steps of which each keeps its input (`gelu_new`)."""
     norms: int = 2

@@ -73,6 +73,12 @@ class ConfigReader:
         """A reader of a nested object."""
         return ConfigReader(self.part(key), f"{self._prefix}{key}.")
 
+    def is_silu(self) -> bool:
+        """Whether the MLP's activation is SiLU, the default of most families with a gate."""
+        default = "gelu" if str(self._values.get("model_type")).startswith("gemma") else "silu"
+        found = self._values.get("hidden_activation") or self._values.get("hidden_act") or default
+        return found in ("silu", "swish")
+
     def is_stepwise_gelu(self, key: str) -> bool:
         """Whether an activation is `gelu_new`, the default of the families that have it, or its like."""
         return self._values.get(key, "gelu_new") in ("gelu_new", "gelu_fast", "gelu_accurate")
