@@ -262,6 +262,20 @@ def test_a_block_with_one_keeps_all_else() -> None:
     assert budgets == [1.0, compilation.KEPT_ACTIVATIONS]
 
 
+def printed(program: str, *arguments: str, **environment: str) -> list[str]:
+    """By a process of its own: Triton reads its environment when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
 INTERPRETED = """
 import json, sys, torch
 from finetune_trainer.fast import swiglu, swiglu_kernels
@@ -295,16 +309,7 @@ for one, other in zip(found, expected, strict=True):
 )
 def test_kernels_give_what_their_slow_twins_give(sizes: list[int]) -> None:
     """As Triton's interpreter has them, which knows no 16-bit products."""
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, json.dumps(sizes)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    errors = [float(line) for line in done.stdout.split()]
+    errors = [float(line) for line in printed(INTERPRETED, json.dumps(sizes), TRITON_INTERPRET="1")]
     assert len(errors) == 4 and max(errors) < 1e-5
 
 
@@ -336,14 +341,5 @@ SHARED_MEMORY = {80: 163 * 2**10, 89: 99 * 2**10, 90: 227 * 2**10}
 @pytest.mark.parametrize("rank", [16, 64])
 @pytest.mark.parametrize("capability", list(SHARED_MEMORY))
 def test_kernels_compile_for_gpus_that_are_not_here(capability: int, rank: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(capability), str(rank)],
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    taken = [int(line) for line in done.stdout.split()]
+    taken = [int(line) for line in printed(COMPILED, str(capability), str(rank), TRITON_CACHE_DIR=str(tmp_path))]
     assert len(taken) == 2 and 0 < max(taken) <= SHARED_MEMORY[capability]

@@ -10,6 +10,7 @@ from torch import nn
 
 from finetune_trainer.fast import adapter_products as products
 from finetune_trainer.quantized import packed, rowwise
+from finetune_trainer.quantized.adapters import columns
 from finetune_trainer.quantized.linear import Fp8Linear
 
 Tensors = Sequence[torch.Tensor]
@@ -69,9 +70,9 @@ class Wide(Base):
     def places(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         found = []
         row, column = 0, self.layers[0].in_features
-        for rows, columns in zip(self.widths, self.ranks, strict=True):
-            found.append(self.weight[row : row + rows, column : column + columns])
-            row, column = row + rows, column + columns
+        for rows, rank in zip(self.widths, self.ranks, strict=True):
+            found.append(self.weight[row : row + rows, column : column + rank])
+            row, column = row + rows, column + rank
         return [], found
 
     def outputs(self, x: torch.Tensor, a: Tensors, b: Tensors) -> list[torch.Tensor]:
@@ -114,8 +115,7 @@ class InFp8(Base):
             down = a[0].to(x.dtype)
             return self._biased([rowwise.adapted(x, one.codes, one.scale, one.transposed, down, scaled[0])])
         inner = x @ products.stacked(a, self.rank, x.dtype).t()
-        columns = inner[:, : sum(self.ranks)].split(self.ranks, dim=1)
-        parts = zip(self.layers, columns, scaled, strict=True)
+        parts = zip(self.layers, columns(inner, scaled), scaled, strict=True)
         return self._biased(
             [rowwise.adapted(x, one.codes, one.scale, one.transposed, None, up, column) for one, column, up in parts]
         )

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from finetune_trainer.errors import InternalError
-from finetune_trainer.fast import swiglu_groups
+from finetune_trainer.fast import stand_ins, swiglu_groups
 from finetune_trainer.fast.adapter_bases import Base, base_of, computed_in
 
 logger = logging.getLogger(__name__)
@@ -138,32 +138,14 @@ def _installed(group: Group) -> Iterator[None]:
         group.base.gather()
         stack.callback(group.base.scatter)
         for position, layer in enumerate(group.layers):
-            stack.callback(_restore, layer, type(layer))
-            layer._finetune_group, layer._finetune_position = group, position
-            layer.__class__ = _member_of(type(layer))
+            place = {"_finetune_group": group, "_finetune_position": position}
+            stack.enter_context(stand_ins.installed(layer, _from_group, **place))
         yield
 
 
-def _restore(layer: Any, kind: type) -> None:
-    layer.__class__ = kind
-    del layer._finetune_group, layer._finetune_position
-
-
-_MEMBERS: dict[type, type] = {}
-
-
-def _member_of(kind: type) -> type:
-    """PEFT's class of a layer, whose outputs in training come from its group."""
-    if kind not in _MEMBERS:
-
-        def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if not self.training or args or kwargs:
-                return kind.forward(self, x, *args, **kwargs)  # type: ignore[attr-defined, no-any-return]
-            found: torch.Tensor = self._finetune_group.output(self._finetune_position, x)
-            return found
-
-        _MEMBERS[kind] = type(f"Grouped{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
-    return _MEMBERS[kind]
+def _from_group(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = layer._finetune_group.output(layer._finetune_position, x)
+    return found
 
 
 @contextmanager

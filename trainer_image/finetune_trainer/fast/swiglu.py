@@ -12,11 +12,12 @@ kernels gain nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch.nn import functional
+
+from finetune_trainer.quantized.adapters import columns
 
 MOST_RANKS = 64
 """Of one adapter. Above, a tile of it no longer fits beside the others."""
@@ -68,22 +69,16 @@ def backward(
     slope_up = (slope * active).to(kind)
     rank = padded_rank(slope_inner.shape[1], b_gate.shape[1], b_up.shape[1])
     found = slope_h.new_zeros(3, slope_h.shape[1], rank, dtype=torch.float32)
-    parts = zip((h, slope_gate, slope_up), (slope_inner, *_columns(inner, b_gate, b_up)), strict=True)
+    parts = zip((h, slope_gate, slope_up), (slope_inner, *columns(inner, (b_gate, b_up))), strict=True)
     for place, (large, small) in zip(found, parts, strict=True):
         place[:, : small.shape[1]] = large.float().t() @ small.float()
     return torch.cat([slope_gate, slope_up], dim=1), found
 
 
-def _columns(inner: torch.Tensor, b_gate: torch.Tensor, b_up: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    ranks = b_gate.shape[1], b_up.shape[1]
-    columns: tuple[torch.Tensor, ...] = inner[:, : sum(ranks)].split(ranks, dim=1)
-    return columns
-
-
 def _adapted(
     gate: torch.Tensor, up: torch.Tensor, inner: torch.Tensor, b_gate: torch.Tensor, b_up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    of_gate, of_up = _columns(inner.float(), b_gate, b_up)
+    of_gate, of_up = columns(inner.float(), (b_gate, b_up))
     return gate.float() + of_gate @ b_gate.float().t(), up.float() + of_up @ b_up.float().t()
 
 
@@ -95,14 +90,6 @@ def padded_rank(*ranks: int) -> int:
 def outer(found: torch.Tensor, rank: int, rank_gate: int, rank_up: int) -> tuple[torch.Tensor, ...]:
     """Gradients of a (rank, width) and of both B (width, their rank), of (3, width, at least the largest rank)."""
     return found[0, :, :rank].t(), found[1, :, :rank_gate], found[2, :, :rank_up]
-
-
-def below(slopes: Sequence[torch.Tensor], b: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
-    """What the adapters of gate and up pass on to their A, one beside the other, filled up: (tokens, rank) of gradients
-    (tokens, width) and B (width, its rank)."""
-    small = [slope @ part for slope, part in zip(slopes, b, strict=True)]
-    room = rank - sum(part.shape[1] for part in small)
-    return torch.cat([*small, small[0].new_zeros(small[0].shape[0], room)], dim=1)
 
 
 @torch.library.custom_op("finetune::swiglu", mutates_args=())

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast.swiglu import below, outer
+from finetune_trainer.fast.swiglu import outer
 from finetune_trainer.quantized import rowwise
+from finetune_trainer.quantized.adapters import passed_on
 from finetune_trainer.quantized.linear import Fp8Linear
 
 
@@ -70,7 +71,7 @@ class _Mlp(torch.autograd.Function):
             gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up
         )
         slopes = together.chunk(2, dim=1)
-        inward = below(slopes, (b_gate, b_up), inner.shape[1])
+        inward = passed_on(slopes, (b_gate, b_up), inner.shape[1])
         slope = torch.ops.finetune.fp8_product(*rowwise.turned(slopes[0], *of_gate), inward, a.t())
         slope = slope + rowwise.multiply(*rowwise.turned(slopes[1], *of_up), output.dtype)
         ranks = slope_inner.shape[1], b_gate.shape[1], b_up.shape[1]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_trainer.fast import adapter_products, swiglu, swiglu_fp8, swiglu_packed
+from finetune_trainer.fast import adapter_products, stand_ins, swiglu, swiglu_fp8, swiglu_packed
 from finetune_trainer.fast.adapter_bases import InFourBits, InFp8, computed_in
 from finetune_trainer.quantized.linear import unrounded_activations
 
@@ -68,24 +68,20 @@ def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
     kept = [block for block in blocks if not getattr(block, "gradient_checkpointing", False)]
     pairs = [group for group in groups if isinstance(group.base, BASES) and len(group.layers) == 2]
     singles = {id(group.layers[0]): group for group in groups if len(group.layers) == 1}
-    owners = {
-        frozenset(map(id, module.children())): module
-        for block in kept
-        for module in block.modules()
-        if any(True for _ in module.children())
-    }
+    owners = {id(child): module for block in kept for module in block.modules() for child in module.children()}
     mlps, reasons = [], set()
     for pair in pairs:
-        members = {id(layer) for layer in pair.layers}
-        for children, module in owners.items():
-            single = next((singles[child] for child in children - members if child in singles), None)
-            if single is None or not members < children or type(single.base) is not type(pair.base):
-                continue
-            reason = _why_not(module, pair, single)
-            if reason is None:
-                mlps.append(Mlp(module, pair, single))
-            else:
-                reasons.add(reason)
+        module, other = (owners.get(id(layer)) for layer in pair.layers)
+        if module is None or module is not other:
+            continue
+        single = next((singles[id(child)] for child in module.children() if id(child) in singles), None)
+        if single is None or type(single.base) is not type(pair.base):
+            continue
+        reason = _why_not(module, pair, single)
+        if reason is None:
+            mlps.append(Mlp(module, pair, single))
+        else:
+            reasons.add(reason)
     for reason in sorted(reasons):
         logger.info("MLP: layer by layer: %s", reason)
     return mlps
@@ -140,34 +136,15 @@ def installed(mlps: Sequence[Mlp]) -> Iterator[None]:
     """Have modules take their groups' function in training."""
     with ExitStack() as stack:
         for mlp in mlps:
-            stack.callback(_restore, mlp.module, type(mlp.module))
-            mlp.module._finetune_mlp = mlp  # type: ignore[assignment]
-            mlp.module.__class__ = _fused(type(mlp.module))
+            stack.enter_context(stand_ins.installed(mlp.module, _from_mlp, _finetune_mlp=mlp))
         yield
 
 
-def _restore(module: nn.Module, kind: type[nn.Module]) -> None:
-    module.__class__ = kind
-    module.__dict__.pop("_finetune_mlp", None)
+def _from_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
+    made: torch.Tensor = module._finetune_mlp.output(x)
+    return made
 
 
 def is_in(block: nn.Module) -> bool:
     """Whether a block has one of these now."""
     return any("_finetune_mlp" in module.__dict__ for module in block.modules())
-
-
-_FUSED: dict[type, type] = {}
-
-
-def _fused(kind: type) -> type:
-    """A class of MLPs whose output in training comes from its groups."""
-    if kind not in _FUSED:
-
-        def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if not self.training or args or kwargs:
-                return kind.forward(self, x, *args, **kwargs)  # type: ignore[attr-defined, no-any-return]
-            made: torch.Tensor = self._finetune_mlp.output(x)
-            return made
-
-        _FUSED[kind] = type(f"Fused{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
-    return _FUSED[kind]

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.fast.swiglu import below, outer
+from finetune_trainer.fast.swiglu import outer
+from finetune_trainer.quantized.adapters import passed_on
 from finetune_trainer.quantized.packed import Packed
 
 
@@ -99,7 +100,7 @@ def _packed_mlp_backward(
     together, outward = torch.ops.finetune.swiglu_backward(gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up)
     del slope_h
     slopes = together.chunk(2, dim=1)
-    inward = below(slopes, (b_gate, b_up), inner.shape[1])
+    inward = passed_on(slopes, (b_gate, b_up), inner.shape[1])
     found = inward @ a
     for number, slope in enumerate(slopes):
         found.addmm_(slope, first.expanded(number, x.dtype))

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.quantized.adapters import columns, passed_on
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -110,7 +112,7 @@ def _packed_product(
 ) -> list[torch.Tensor]:
     packed = Packed.unflattened(tensors, numbers, kind)
     inner = x @ a.t()
-    products = [column @ part.t() for column, part in zip(_columns(inner, b), b, strict=True)]
+    products = [column @ part.t() for column, part in zip(columns(inner, b), b, strict=True)]
     for number, product in enumerate(products):
         product.addmm_(x, packed.expanded(number, x.dtype).t())
     return [inner, *products]
@@ -142,13 +144,6 @@ def _(gradients: Sequence[torch.Tensor], outward: torch.Tensor, a: torch.Tensor,
     return outward.new_empty(outward.shape[0], a.shape[1])
 
 
-def _columns(inner: torch.Tensor, b: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Those of each layer, without what fills them up."""
-    ranks = [part.shape[1] for part in b]
-    columns: tuple[torch.Tensor, ...] = inner[:, : sum(ranks)].split(ranks, dim=1)
-    return columns
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     x, a, b, *packed = inputs
     ctx.save_for_backward(x, a, output[0], *b)
@@ -159,11 +154,9 @@ def _slopes(ctx: Any, gradients: list[torch.Tensor]) -> tuple[Any, ...]:
     x, a, inner, *b = ctx.saved_tensors
     # Nothing but this looks at the first output.
     given: list[torch.Tensor] = gradients[1:]
-    parts = [gradient @ part for gradient, part in zip(given, b, strict=True)]
-    room = inner.shape[1] - sum(part.shape[1] for part in b)
-    outward = torch.cat([*parts, inner.new_zeros(inner.shape[0], room)], dim=1)
+    outward = passed_on(given, b, inner.shape[1])
     slope = torch.ops.finetune.packed_slope(given, outward, a, *ctx.packed)
-    outer = [gradient.t() @ column for gradient, column in zip(given, _columns(inner, b), strict=True)]
+    outer = [gradient.t() @ column for gradient, column in zip(given, columns(inner, b), strict=True)]
     return slope, outward.t() @ x, outer, [None] * len(ctx.packed[0]), None, None
 
 
