@@ -20,7 +20,7 @@ def installed(
     module: nn.Module, output: Callable[[Any, torch.Tensor], torch.Tensor], **attributes: object
 ) -> Iterator[None]:
     """Have a module's output in training come from `output(module, x)`. The module has these attributes meanwhile."""
-    kind = type(module)
+    kind: Any = type(module)
     try:
         for name, value in attributes.items():
             setattr(module, name, value)
