@@ -72,9 +72,13 @@ def model(make: Callable[[int, int], nn.Module] = dense, blocks: int = 2, **lora
     """Blocks with adapters of different ranks, whose B are not zeros."""
     torch.manual_seed(0)
     stack = nn.Sequential(*(Block(make) for _ in range(blocks)))
+    return with_adapters(stack, **{"target_modules": list(LAYERS), "rank_pattern": {"k": 3}, **lora})
+
+
+def with_adapters(stack: nn.Sequential, **lora: Any) -> nn.Sequential:
+    """Adapters of rank 4, whose B are not zeros, on frozen layers, about to be trained."""
     stack.requires_grad_(False)
-    options = {"r": 4, "lora_alpha": 8, "target_modules": list(LAYERS), "rank_pattern": {"k": 3}} | lora
-    inject_adapter_in_model(LoraConfig(**options), stack)
+    inject_adapter_in_model(LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}), stack)
     for name, parameter in stack.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)

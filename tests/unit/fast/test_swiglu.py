@@ -14,12 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional
 
 from finetune_trainer.fast import adapter_groups, compilation, swiglu, swiglu_groups
-from tests.unit.fast.test_adapter_groups import BASES, WIDTH, Recomputed, assert_close, calling, fp8, passed
+from tests.unit.fast.test_adapter_groups import (
+    BASES,
+    WIDTH,
+    Recomputed,
+    assert_close,
+    calling,
+    fp8,
+    passed,
+    with_adapters,
+)
 
 INNER = 192
 MLP = ("gate", "up", "down")
@@ -111,13 +119,7 @@ def model(kind: Any = Mlp, **lora: Any) -> nn.Sequential:
     """Two blocks with adapters of different ranks, whose B are not zeros."""
     torch.manual_seed(0)
     stack = nn.Sequential(*(Block(kind()) for _ in range(2)))
-    stack.requires_grad_(False)
-    options = {"r": 4, "lora_alpha": 8, "target_modules": list(MLP), "rank_pattern": {"up": 3}} | lora
-    inject_adapter_in_model(LoraConfig(**options), stack)
-    for name, parameter in stack.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return stack.train()
+    return with_adapters(stack, **{"target_modules": list(MLP), "rank_pattern": {"up": 3}, **lora})
 
 
 def whole(stack: nn.Sequential) -> Any:
