@@ -68,10 +68,10 @@ def test_what_cannot_be_compiled_runs_as_it_is_only_where_it_may(monkeypatch: py
     monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=_backend))
     block = Stubborn().train()
     x = torch.ones(3)
-    with compilation.compiled([block], may_fail=True):
+    with compilation.compiled([block], draws=False, may_fail=True):
         assert block(x).tolist() == [2.0, 2.0, 2.0]
     torch._dynamo.reset()
-    with compilation.compiled([block]), pytest.raises(RuntimeError, match="no code for this machine"):
+    with compilation.compiled([block], draws=False), pytest.raises(RuntimeError, match="no code for this machine"):
         block(x)
     assert "forward" not in block.__dict__
 
@@ -111,7 +111,7 @@ def test_ddp_does_not_cut_blocks_into_pieces(group: None, monkeypatch: pytest.Mo
     blocks = [Adapted(), Adapted()]
     model = DistributedDataParallel(nn.Sequential(*blocks).train(), bucket_cap_mb=1)
     torch._dynamo.reset()
-    with compilation.compiled(blocks):
+    with compilation.compiled(blocks, draws=False):
         model(torch.ones(3, 512)).sum().backward()
     # Once for a block whose input needs no gradient, and once for one that is behind another.
     assert [sum(node.target is torch.tanh for node in graph.graph.nodes) for graph in graphs] == [4, 4]

@@ -104,7 +104,7 @@ def install(model: PreTrainedModel, paths: Paths, stack: ExitStack, autocast: to
     if paths.fused:
         stack.enter_context(adapter_groups.grouped(model, blocks, run_few_tokens))
     if paths.compiled:
-        stack.enter_context(compilation.compiled(blocks))
+        stack.enter_context(compilation.compiled(blocks, draws=False))
 
 
 def inputs_of(*, packed: bool, samples: bool) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class FastPaths:
             if self.fused:
                 _fuse(config, model, blocks, stack, mlps=self.compiled)
             if self.compiled:
-                stack.enter_context(compilation.compiled(blocks, may_fail=self.may_fail))
+                draws = _draws(config, model, blocks)
+                stack.enter_context(compilation.compiled(blocks, draws=draws, may_fail=self.may_fail))
             yield
 
 
@@ -159,12 +160,37 @@ def _fused(config: TrainerConfig, device: torch.device) -> bool:
     return False
 
 
-@torch.no_grad()
-def _run_few_tokens(config: TrainerConfig, model: nn.Module) -> None:
-    """A forward pass, in evaluation mode. Raises _NotRun where the model wants more than tokens."""
-    training = model.training
+def _draws(config: TrainerConfig, model: nn.Module, blocks: list[nn.Module]) -> bool:
+    """Whether blocks draw random numbers in training (dropout), or may do so."""
     device = next(model.parameters()).device
-    model.eval()
+    states: list[torch.Tensor] = []
+
+    def note(*_: Any) -> None:
+        found = [torch.get_rng_state()]
+        if device.type == "cuda":
+            found.append(torch.cuda.get_rng_state(device))
+        states.append(torch.cat(found))
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.callback(blocks[0].register_forward_pre_hook(note).remove)
+        stack.callback(blocks[-1].register_forward_hook(note).remove)
+        try:
+            _run_few_tokens(config, model, training=True)
+        except _NotRun:
+            return True
+    draws = len(states) != 2 or not torch.equal(*states)
+    if draws:
+        logger.info("torch.compile: blocks draw random numbers, and keep more")
+    return draws
+
+
+@torch.no_grad()
+def _run_few_tokens(config: TrainerConfig, model: nn.Module, *, training: bool = False) -> None:
+    """A forward pass, in evaluation or in training mode. Raises _NotRun where the model wants more than tokens."""
+    before = model.training
+    device = next(model.parameters()).device
+    model.train(training)
     try:
         with autocast(config, device):
             causal_of(model).base_model(input_ids=torch.arange(3, 11, device=device)[None], use_cache=False)
@@ -173,7 +199,7 @@ def _run_few_tokens(config: TrainerConfig, model: nn.Module) -> None:
             raise
         raise _NotRun(f"{type(causal_of(model)).__name__} cannot be run on a few tokens: {error}"[:300]) from error
     finally:
-        model.train(training)
+        model.train(before)
 
 
 def _not_worth_it(device: torch.device, micro_batches: int) -> str | None:

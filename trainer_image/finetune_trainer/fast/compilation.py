@@ -3,13 +3,17 @@
 All blocks of a kind run the same compiled code, so that a model of 80 blocks takes no longer to compile than one of 8.
 A block is compiled for the first shape that it sees. Should another shape come, it is compiled once more with lengths
 as variables, and then for no further shape.
+
+A block that is recomputed is compiled to keep nothing but its inputs: recomputing and differentiating are one function
+then, in which the compiler leaves out what no gradient needs. The last product of an MLP is such a thing, a quarter of
+a block's arithmetic; a checkpoint around a compiled block computes it a second time.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +21,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.fast import swiglu_groups
+from finetune_trainer.fast.offload import Offload
 
 RECOMPILATIONS = 16
 """Of one block's code: kinds of blocks (with adapters or without, trained or not, checkpointed or not) times shapes.
@@ -45,18 +50,20 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def compiled(blocks: Sequence[nn.Module], *, may_fail: bool = False) -> Iterator[None]:
+def compiled(blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False) -> Iterator[None]:
     """Run blocks compiled while they train. Evaluation, whose lengths differ from batch to batch, is left as it is.
 
+    draws: they draw random numbers. What the compiler computes again it would then compute with other ones: it keeps
+    everything, and blocks are recomputed as a whole by a checkpoint around them, which knows how to draw the same.
     may_fail: what the compiler cannot do runs uncompiled, and torch logs why.
     """
-    functions: dict[type[nn.Module], Callable[..., Any]] = {}
+    codes: dict[type[nn.Module], _Code] = {}
     for block in blocks:
         kind = type(block)
-        if kind not in functions:
-            functions[kind] = torch.compile(_plain_forward(kind))
+        if kind not in codes:
+            codes[kind] = _Code(_plain_forward(kind), draws=draws)
         # Module.__setattr__ keeps what is no tensor or module among the instance's own attributes.
-        block.forward = partial(_forward, block, functions[kind])
+        block.forward = partial(_forward, block, codes[kind])
     config = torch._dynamo.config
     changes = {
         "recompile_limit": max(config.recompile_limit, RECOMPILATIONS),
@@ -66,7 +73,7 @@ def compiled(blocks: Sequence[nn.Module], *, may_fail: bool = False) -> Iterator
         "optimize_ddp": False,
     }
     lean = all(getattr(b, "gradient_checkpointing", False) or swiglu_groups.is_in(b) for b in blocks if _trained(b))
-    kept = 1.0 if lean else KEPT_ACTIVATIONS
+    kept = 1.0 if lean or draws else KEPT_ACTIVATIONS
     try:
         with config.patch(changes), torch._functorch.config.patch(activation_memory_budget=kept):
             yield
@@ -86,9 +93,38 @@ def _plain_forward(kind: type[nn.Module]) -> Callable[..., Any]:
     return plain
 
 
-def _forward(block: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+class _Code:
+    """Of blocks of a kind."""
+
+    def __init__(self, plain: Callable[..., Any], *, draws: bool) -> None:
+        self.draws = draws
+        self.kept = torch.compile(plain)
+        """Keeps what the backward pass needs."""
+        self._recomputed = torch.compile(partial(_recomputed, plain))
+
+    def recomputed(self, block: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keeps its inputs, and computes everything else again."""
+        around = block._gradient_checkpointing_func
+        if self.draws:
+            return around(partial(self.kept, block, **kwargs), *args)
+        with ExitStack() as stack:
+            stack.enter_context(torch._functorch.config.patch(activation_memory_budget=0.0))
+            if isinstance(around, Offload):
+                stack.enter_context(around.held(args[0]))
+            return self._recomputed(block, *args, **kwargs)
+
+
+def _recomputed(plain: Callable[..., Any], block: Any, *args: Any, **kwargs: Any) -> Any:
+    # A function of its own: dynamo finds compiled code by the function, whatever the compiler was told to keep.
+    if torch.compiler.is_compiling():
+        return plain(block, *args, **kwargs)
+    # What could not be compiled.
+    return block._gradient_checkpointing_func(partial(plain, block, **kwargs), *args)
+
+
+def _forward(block: Any, code: _Code, *args: Any, **kwargs: Any) -> Any:
     if not block.training:
         return type(block).forward(block, *args, **kwargs)
-    if getattr(block, "gradient_checkpointing", False):
-        return block._gradient_checkpointing_func(partial(function, block, **kwargs), *args)
-    return function(block, *args, **kwargs)
+    if getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled():
+        return code.recomputed(block, *args, **kwargs)
+    return code.kept(block, *args, **kwargs)

@@ -14,7 +14,8 @@ import logging
 import math
 import mmap
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +237,23 @@ class Offload:
 
         # An argument without content tells torch whose random numbers to restore.
         return checkpoint(run, states.new_empty(0), *more, use_reentrant=False)
+
+    @contextmanager
+    def held(self, states: torch.Tensor) -> Iterator[None]:
+        """Around a function of these states that keeps them for a backward pass, and recomputes by itself what else it
+        needs there: it finds them again on the device then."""
+        inputs = self.inputs_on(states.device)
+        kept = inputs.keep(states)
+        place, shape = states.data_ptr(), states.shape
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor | Kept:
+            return kept if tensor.data_ptr() == place and tensor.shape == shape else tensor
+
+        def unpack(packed: torch.Tensor | Kept) -> torch.Tensor:
+            return inputs.states(packed) if isinstance(packed, Kept) else packed
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
 
     def inputs_on(self, device: torch.device) -> HostInputs:
         """Where a device's inputs are kept."""

@@ -52,12 +52,12 @@ def backward(
     inner: torch.Tensor,
     b_gate: torch.Tensor,
     b_up: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The slow twin.
 
     slope_h (tokens, width), slope_inner (tokens, rank): gradients of what `forward` gives, the first without the share
-    of the second. Gives the gradient of gate and, beside it, of up, (tokens, 2 width), and in fp32 those of the
-    adapters: what `outer` divides.
+    of the second. Gives the gradients of gate and of up, (tokens, width) each, and in fp32 those of the adapters: what
+    `outer` divides.
     """
     kind = gate.dtype
     gate, up = _adapted(gate, up, inner, b_gate, b_up)
@@ -72,7 +72,7 @@ def backward(
     parts = zip((h, slope_gate, slope_up), (slope_inner, *columns(inner, (b_gate, b_up))), strict=True)
     for place, (large, small) in zip(found, parts, strict=True):
         place[:, : small.shape[1]] = large.float().t() @ small.float()
-    return torch.cat([slope_gate, slope_up], dim=1), found
+    return slope_gate, slope_up, found
 
 
 def _adapted(
@@ -124,7 +124,7 @@ def swiglu_backward(
     inner: torch.Tensor,
     b_gate: torch.Tensor,
     b_up: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`backward`, by the kernel where there is one."""
     given = (gate, up, slope_h, slope_inner, a, inner, b_gate, b_up)
     if not gate.is_cuda:
@@ -144,10 +144,33 @@ def _(
     inner: torch.Tensor,
     b_gate: torch.Tensor,
     b_up: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, width = gate.shape
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rank = padded_rank(slope_inner.shape[1], b_gate.shape[1], b_up.shape[1])
-    return gate.new_empty(tokens, 2 * width), gate.new_empty(3, width, rank, dtype=torch.float32)
+    outer = gate.new_empty(3, gate.shape[1], rank, dtype=torch.float32)
+    return gate.new_empty(gate.shape), gate.new_empty(gate.shape), outer
+
+
+def backward_in_place(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    slope_h: torch.Tensor,
+    slope_inner: torch.Tensor,
+    a: torch.Tensor,
+    inner: torch.Tensor,
+    b_gate: torch.Tensor,
+    b_up: torch.Tensor,
+) -> torch.Tensor:
+    """`backward` of gate and up that nobody else needs, both contiguous: they become their own gradients. Gives those
+    of the adapters."""
+    given = (gate, up, *(part.contiguous() for part in (slope_h, slope_inner, a, inner, b_gate, b_up)))
+    if not gate.is_cuda:
+        slope_gate, slope_up, found = backward(*given)
+        gate.copy_(slope_gate)
+        up.copy_(slope_up)
+        return found
+    from finetune_trainer.fast import swiglu_kernels
+
+    return swiglu_kernels.backward(*given, in_place=True)[2]
 
 
 @cache

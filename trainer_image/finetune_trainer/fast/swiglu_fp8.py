@@ -67,10 +67,7 @@ class _Mlp(torch.autograd.Function):
         of_gate, of_up, of_down = held[:3], held[3:6], held[6:]
         slope_inner = output @ down_b
         slope_h = rowwise.multiply(*rowwise.turned(output, *of_down), output.dtype)
-        together, found = torch.ops.finetune.swiglu_backward(
-            gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up
-        )
-        slopes = together.chunk(2, dim=1)
+        *slopes, found = torch.ops.finetune.swiglu_backward(gate, up, slope_h, slope_inner, down_a, inner, b_gate, b_up)
         inward = passed_on(slopes, (b_gate, b_up), inner.shape[1])
         slope = torch.ops.finetune.fp8_product(*rowwise.turned(slopes[0], *of_gate), inward, a.t())
         slope = slope + rowwise.multiply(*rowwise.turned(slopes[1], *of_up), output.dtype)

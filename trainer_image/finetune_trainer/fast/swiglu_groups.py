@@ -36,10 +36,12 @@ logger = logging.getLogger(__name__)
 class Mlp:
     """The groups of one module: gate and up, and down."""
 
-    def __init__(self, module: nn.Module, first: Group, down: Group) -> None:
+    def __init__(self, module: nn.Module, first: Group, down: Group, *, recomputed: bool) -> None:
         self.module = module
         self.first = first
         self.down = down
+        self.recomputed = recomputed
+        """With its block."""
 
     def output(self, x: torch.Tensor) -> torch.Tensor:
         """What the module makes of x (..., inputs)."""
@@ -55,7 +57,8 @@ class Mlp:
             )
             narrow = [part.to(rows.dtype) for part in b]
             if isinstance(first, InFourBits) and isinstance(down, InFourBits):
-                product = swiglu_packed.product(rows, of_both, first.packed, narrow, *below, down.packed)
+                packed = (first.packed, narrow, *below, down.packed)
+                product = swiglu_packed.product(rows, of_both, *packed, recomputed=self.recomputed)
             else:
                 assert isinstance(first, InFp8) and isinstance(down, InFp8)
                 product = swiglu_fp8.product(rows, of_both, [*first.layers, *down.layers], narrow, *below)
@@ -63,23 +66,27 @@ class Mlp:
 
 
 def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
-    """The MLPs among groups of blocks that are not recomputed, which need more memory with it and no less time. To be
-    called while the layers are PEFT's own."""
-    kept = [block for block in blocks if not getattr(block, "gradient_checkpointing", False)]
+    """The MLPs among groups of blocks. To be called while the layers are PEFT's own."""
     pairs = [group for group in groups if isinstance(group.base, BASES) and len(group.layers) == 2]
     singles = {id(group.layers[0]): group for group in groups if len(group.layers) == 1}
-    owners = {id(child): module for block in kept for module in block.modules() for child in module.children()}
+    owners = {
+        id(child): (block, module) for block in blocks for module in block.modules() for child in module.children()
+    }
     mlps, reasons = [], set()
     for pair in pairs:
-        module, other = (owners.get(id(layer)) for layer in pair.layers)
-        if module is None or module is not other:
+        (block, module), other = (owners.get(id(layer), (None, None)) for layer in pair.layers)
+        if module is None or (block, module) != other:
+            continue
+        recomputed = bool(getattr(block, "gradient_checkpointing", False))
+        if recomputed and not isinstance(pair.base, InFourBits):
+            # It would take more memory, and no less time.
             continue
         single = next((singles[id(child)] for child in module.children() if id(child) in singles), None)
         if single is None or type(single.base) is not type(pair.base):
             continue
         reason = _why_not(module, pair, single)
         if reason is None:
-            mlps.append(Mlp(module, pair, single))
+            mlps.append(Mlp(module, pair, single, recomputed=recomputed))
         else:
             reasons.add(reason)
     for reason in sorted(reasons):

@@ -72,7 +72,7 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    gates_at, ups_at, slope_h, slope_inner, a, inner, inner_width, b_gate, b_up, slope_gate_up, partial,
+    gates_at, ups_at, slope_h, slope_inner, a, inner, inner_width, b_gate, b_up, slope_gates_at, slope_ups_at, partial,
     tokens, width, rank, rank_gate, rank_up, per_part,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
@@ -107,13 +107,12 @@ def _backward_kernel(
         slope = tl.dot(out, right, slope, input_precision="ieee")
         share = tl.sigmoid(gate)
         active = gate * share
-        kind = slope_gate_up.dtype.element_ty
+        kind = slope_gates_at.dtype.element_ty
         h = (active * up).to(kind)
         slope_up = (slope * active).to(kind)
         slope_gate = (slope * up * share * (1.0 + gate * (1.0 - share))).to(kind)
-        below = slope_gate_up + rows[:, None] * (2 * width) + columns[None, :]
-        tl.store(below, slope_gate, mask=mask)
-        tl.store(below + width, slope_up, mask=mask)
+        tl.store(slope_gates_at + place, slope_gate, mask=mask)
+        tl.store(slope_ups_at + place, slope_up, mask=mask)
         of_a = tl.dot(tl.trans(h), out, of_a, input_precision="ieee")
         of_gate = tl.dot(tl.trans(slope_gate), gates, of_gate, input_precision="ieee")
         of_up = tl.dot(tl.trans(slope_up), ups, of_up, input_precision="ieee")
@@ -157,20 +156,23 @@ def backward(
     inner: torch.Tensor,
     b_gate: torch.Tensor,
     b_up: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `swiglu.backward`, of what is contiguous."""
+    *,
+    in_place: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `swiglu.backward`, of what is contiguous. in_place: the gradients of gate and up take their places."""
     tokens, width = gate.shape
     ranks = b_gate.shape[1], b_up.shape[1]
     rank = padded_rank(slope_inner.shape[1], *ranks)
-    slope = gate.new_empty(tokens, 2 * width)
+    # A program writes what it has read, and what no other reads.
+    slopes = (gate, up) if in_place else (torch.empty_like(gate), torch.empty_like(up))
     # An expert may be given no token.
     per_part = max(1, triton.cdiv(triton.cdiv(tokens, BACKWARD.parts), BACKWARD.rows)) * BACKWARD.rows
     parts = triton.cdiv(tokens, per_part)
     partial = gate.new_empty(parts, 3, width, rank, dtype=torch.float32)
     _backward_kernel[(triton.cdiv(width, BACKWARD.columns), parts)](
-        gate, up, slope_h, slope_inner, a, inner, inner.shape[1], b_gate, b_up, slope, partial,
+        gate, up, slope_h, slope_inner, a, inner, inner.shape[1], b_gate, b_up, *slopes, partial,
         tokens, width, slope_inner.shape[1], *ranks, per_part,
         ROWS=BACKWARD.rows, COLUMNS=BACKWARD.columns, RANK=rank,
         num_warps=BACKWARD.warps, num_stages=BACKWARD.stages,
     )  # fmt: skip
-    return slope, partial.sum(0)
+    return *slopes, partial.sum(0)

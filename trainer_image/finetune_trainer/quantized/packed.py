@@ -93,8 +93,11 @@ def adapted(x: torch.Tensor, packed: Packed, a: torch.Tensor, b: Sequence[torch.
     a: (rank, inputs), of all adapters, filled up with zeros. b: (outputs, its rank) of each, times its scaling. All are
     of one type.
     """
-    products: list[torch.Tensor] = torch.ops.finetune.packed_product(x, a, list(b), *packed.flat())
-    return products[1:]
+    # By itself, as a recomputed block needs no more of its last layer; the operator has the gradient through it.
+    with torch.no_grad():
+        inner = x @ a.t()
+    products: list[torch.Tensor] = torch.ops.finetune.packed_product(x, a, inner, list(b), *packed.flat())
+    return products
 
 
 # In both directions the large product adds itself to the small one, which it reads while it computes; the other way
@@ -105,22 +108,22 @@ def adapted(x: torch.Tensor, packed: Packed, a: torch.Tensor, b: Sequence[torch.
 def _packed_product(
     x: torch.Tensor,
     a: torch.Tensor,
+    inner: torch.Tensor,
     b: Sequence[torch.Tensor],
     tensors: Sequence[torch.Tensor],
     numbers: Sequence[int],
     kind: str,
 ) -> list[torch.Tensor]:
     packed = Packed.unflattened(tensors, numbers, kind)
-    inner = x @ a.t()
     products = [column @ part.t() for column, part in zip(columns(inner, b), b, strict=True)]
     for number, product in enumerate(products):
         product.addmm_(x, packed.expanded(number, x.dtype).t())
-    return [inner, *products]
+    return products
 
 
 @_packed_product.register_fake
-def _(x: torch.Tensor, a: torch.Tensor, b: Sequence[torch.Tensor], *_: Any) -> list[torch.Tensor]:
-    return [x.new_empty(x.shape[0], width) for width in (a.shape[0], *(part.shape[0] for part in b))]
+def _(x: torch.Tensor, a: torch.Tensor, inner: torch.Tensor, b: Sequence[torch.Tensor], *_: Any) -> list[torch.Tensor]:
+    return [x.new_empty(x.shape[0], part.shape[0]) for part in b]
 
 
 @torch.library.custom_op("finetune::packed_slope", mutates_args=())
@@ -145,19 +148,17 @@ def _(gradients: Sequence[torch.Tensor], outward: torch.Tensor, a: torch.Tensor,
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    x, a, b, *packed = inputs
-    ctx.save_for_backward(x, a, output[0], *b)
+    x, a, inner, b, *packed = inputs
+    ctx.save_for_backward(x, a, inner, *b)
     ctx.packed = packed
 
 
 def _slopes(ctx: Any, gradients: list[torch.Tensor]) -> tuple[Any, ...]:
     x, a, inner, *b = ctx.saved_tensors
-    # Nothing but this looks at the first output.
-    given: list[torch.Tensor] = gradients[1:]
-    outward = passed_on(given, b, inner.shape[1])
-    slope = torch.ops.finetune.packed_slope(given, outward, a, *ctx.packed)
-    outer = [gradient.t() @ column for gradient, column in zip(given, columns(inner, b), strict=True)]
-    return slope, outward.t() @ x, outer, [None] * len(ctx.packed[0]), None, None
+    outward = passed_on(gradients, b, inner.shape[1])
+    slope = torch.ops.finetune.packed_slope(gradients, outward, a, *ctx.packed)
+    outer = [gradient.t() @ column for gradient, column in zip(gradients, columns(inner, b), strict=True)]
+    return slope, outward.t() @ x, None, outer, [None] * len(ctx.packed[0]), None, None
 
 
 _packed_product.register_autograd(_slopes, setup_context=_keep)
