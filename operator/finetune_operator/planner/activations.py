@@ -12,7 +12,7 @@ other comes, so that the larger one counts.
 
 from __future__ import annotations
 
-from finetune_operator.planner.kept import block_bytes_per_token, inputs_from, most_inputs
+from finetune_operator.planner.kept import block_bytes_per_token, inputs_from, mlps_are_whole, most_inputs
 from finetune_operator.planner.workload import Batch, Workload
 from finetune_trainer.contract.vocabulary import Method, QuantizationType
 
@@ -45,15 +45,15 @@ def _masked(work: Workload) -> bool:
 
 def activation_bytes(work: Workload, batch: Batch) -> int:
     """The most that there is of activations in the backward pass: what is kept, and what a block needs beside it."""
-    beside = _temporary_bytes(work, batch) + residual_bytes(work, batch)
+    residual = residual_bytes(work, batch)
     waiting, above = _waiting_bytes(work, batch)
+    highest = waiting + above + _temporary_bytes(work, batch) + residual
     if not batch.checkpointing or recomputed_blocks(work, batch) == 0:
-        return waiting + above + beside
-    once = block_bytes(work, batch)
+        return highest
     # The inputs that were brought to host memory come back for one block, and for the next.
-    back = min(recomputed_blocks(work, batch), INPUTS_ON_GPU) * residual_bytes(work, batch)
-    recomputing = (back if batch.offloaded else waiting) + once + beside
-    return max(recomputing, waiting + above + beside)
+    back = min(recomputed_blocks(work, batch), INPUTS_ON_GPU) * residual
+    once = block_bytes(work, batch) + _temporary_bytes(work, batch, recomputed=True) + residual
+    return max((back if batch.offloaded else waiting) + once, highest)
 
 
 def bytes_at_the_loss(work: Workload, batch: Batch) -> int:
@@ -86,13 +86,18 @@ def block_bytes(work: Workload, batch: Batch) -> int:
     return fixed + most_inputs(work) * batch.tokens
 
 
-def _temporary_bytes(work: Workload, batch: Batch) -> int:
+def _temporary_bytes(work: Workload, batch: Batch, *, recomputed: bool = False) -> int:
     """Of the widest part of a block: its gradient, that of the gate, and an fp32 copy for an adapter. With an FP8 base
     a gradient is widened by the weight's scales before it is rounded, compiled in the same pass as what is computed
-    again."""
-    width = 4 + 2 * work.narrow
-    if work.quantization is QuantizationType.FP8:
-        width += 4 + 2 * work.narrow if work.paths.compiled else 8
+    again. An MLP that is one function has its gradient and those of gate and up, which in 4 bits take the places of
+    gate and up where these are recomputed."""
+    packed = work.quantization is not QuantizationType.FP8
+    if mlps_are_whole(work):
+        width = work.narrow * (1 if packed and recomputed else 3)
+    else:
+        width = 4 + 2 * work.narrow
+        if not packed:
+            width += 4 + 2 * work.narrow if work.paths.compiled else 8
     return width * work.known.shape.mlp * batch.tokens
 
 

@@ -182,8 +182,7 @@ def adapter_groups(work: Workload) -> list[tuple[int, tuple[str, ...]]]:
 @once
 def mlps_are_whole(work: Workload) -> bool:
     """Whether every adapted block computes a quantized MLP as one function (`finetune_trainer.fast.swiglu_groups`). It
-    leaves out the activation by itself, so that what the norms give is not made again. The same is counted where blocks
-    are recomputed: it is not so there, but matters for one block at a time."""
+    leaves out the activation by itself, so that what the norms give is not made again."""
     shape, paths = work.known.shape, work.paths
     if not (work.quantization in WHOLE_MLPS and paths.compiled and paths.fused and shape.gated and shape.silu):
         return False

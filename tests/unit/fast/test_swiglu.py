@@ -226,15 +226,6 @@ def test_a_module_that_wants_more_than_its_input_is_left_alone(caplog: pytest.Lo
     assert caplog.text.count("MLP: layer by layer: Routed is something else than down(silu(gate) * up)") == 1
 
 
-def test_of_blocks_that_are_recomputed_only_4_bit_ones_have_one() -> None:
-    for base in HELD:
-        stack = model(partial(Mlp, BASES[base]))
-        stack[0].gradient_checkpointing = True
-        with whole(stack), compilation.compiled(list(stack), draws=False):
-            assert [swiglu_groups.is_in(block) for block in stack] == [base != "fp8", True]
-            assert torch._functorch.config.activation_memory_budget == 1.0
-
-
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 @pytest.mark.parametrize("base", ["nf4", "nf4-double"])
 def test_where_its_block_is_recomputed_it_keeps_its_input(base: str, backend: str | None) -> None:

@@ -58,10 +58,10 @@ class FastPaths:
             if config.training.precision is not Precision.FP32 and config.method.uses_lora:
                 stack.enter_context(adapters.without_wide_inputs(model))
             blocks = list(decoder_blocks(model, layout))
+            draws = self.compiled and _draws(config, model, blocks)
             if self.fused:
-                _fuse(config, model, blocks, stack, mlps=self.compiled)
+                _fuse(config, model, blocks, stack, mlps=self.compiled and not draws)
             if self.compiled:
-                draws = _draws(config, model, blocks)
                 stack.enter_context(compilation.compiled(blocks, draws=draws, may_fail=self.may_fail))
             yield
 

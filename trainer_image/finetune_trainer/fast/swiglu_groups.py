@@ -77,16 +77,12 @@ def found(blocks: Sequence[nn.Module], groups: Sequence[Group]) -> list[Mlp]:
         (block, module), other = (owners.get(id(layer), (None, None)) for layer in pair.layers)
         if module is None or (block, module) != other:
             continue
-        recomputed = bool(getattr(block, "gradient_checkpointing", False))
-        if recomputed and not isinstance(pair.base, InFourBits):
-            # It would take more memory, and no less time.
-            continue
         single = next((singles[id(child)] for child in module.children() if id(child) in singles), None)
         if single is None or type(single.base) is not type(pair.base):
             continue
         reason = _why_not(module, pair, single)
         if reason is None:
-            mlps.append(Mlp(module, pair, single, recomputed=recomputed))
+            mlps.append(Mlp(module, pair, single, recomputed=getattr(block, "gradient_checkpointing", False)))
         else:
             reasons.add(reason)
     for reason in sorted(reasons):
