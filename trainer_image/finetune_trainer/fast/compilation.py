@@ -30,8 +30,7 @@ What comes after runs uncompiled."""
 KEPT_ACTIVATIONS = 0.9
 """Of what a compiled block would keep for its backward pass, so much is kept. The rest is computed again: what costs no
 product, above all the activation between the two halves of an MLP, which is large and made from what is kept anyway.
-Where blocks are recomputed as a whole they keep it all, as there is one at a time; where their MLP is one function
-(`swiglu`), that activation is left out anyway."""
+Where all blocks that keep anything have an MLP that is one function (`swiglu`), that activation is left out anyway."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def compiled(blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False
     """Run blocks compiled while they train. Evaluation, whose lengths differ from batch to batch, is left as it is.
 
     draws: they draw random numbers. What the compiler computes again it would then compute with other ones: it keeps
-    everything, and blocks are recomputed as a whole by a checkpoint around them, which knows how to draw the same.
+    everything, and blocks are recomputed by torch's checkpoint around them, which knows how to draw the same.
     may_fail: what the compiler cannot do runs uncompiled, and torch logs why.
     """
     codes: dict[type[nn.Module], _Code] = {}
