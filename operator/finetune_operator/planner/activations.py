@@ -63,7 +63,12 @@ def bytes_at_the_loss(work: Workload, batch: Batch) -> int:
 
 def bytes_at_the_end(work: Workload, batch: Batch) -> int:
     """What is there when the backward pass comes to its last block: what this one kept."""
-    return block_bytes(work, batch) + _temporary_bytes(work, batch) + 2 * residual_bytes(work, batch)
+    recomputed = batch.checkpointing and recomputed_blocks(work, batch) > 0
+    return (
+        block_bytes(work, batch)
+        + _temporary_bytes(work, batch, recomputed=recomputed)
+        + 2 * residual_bytes(work, batch)
+    )
 
 
 def _waiting_bytes(work: Workload, batch: Batch) -> tuple[int, int]:

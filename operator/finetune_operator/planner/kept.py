@@ -56,7 +56,8 @@ def _mlp_bytes(work: Workload) -> int:
     shape = work.known.shape
     narrow = 4 if work.trains_experts else work.narrow
     if work.paths.compiled:
-        return (2 if shape.gated else 1) * narrow * shape.mlp
+        # With dropout nothing is made again, the activation neither.
+        return ((2 if shape.gated else 1) + shape.dropout) * narrow * shape.mlp
     if shape.gated:
         # The gate before and after its activation, and what it is multiplied with.
         return 3 * narrow * shape.mlp
@@ -184,7 +185,8 @@ def mlps_are_whole(work: Workload) -> bool:
     """Whether every adapted block computes a quantized MLP as one function (`finetune_trainer.fast.swiglu_groups`). It
     leaves out the activation by itself, so that what the norms give is not made again."""
     shape, paths = work.known.shape, work.paths
-    if not (work.quantization in WHOLE_MLPS and paths.compiled and paths.fused and shape.gated and shape.silu):
+    able = shape.gated and shape.silu and not shape.dropout
+    if not (able and work.quantization in WHOLE_MLPS and paths.compiled and paths.fused):
         return False
     of_parents: dict[tuple[int, str], list[tuple[str, ...]]] = defaultdict(list)
     for block, group in adapter_groups(work):

@@ -65,7 +65,7 @@ def _backend(*_: Any) -> Any:
 
 def test_what_cannot_be_compiled_runs_as_it_is_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=_backend))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=_backend, **options))
     block = Stubborn().train()
     x = torch.ones(3)
     with compilation.compiled([block], draws=False, may_fail=True):
@@ -107,7 +107,7 @@ def test_ddp_does_not_cut_blocks_into_pieces(group: None, monkeypatch: pytest.Mo
         return graph.forward
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=count))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=count, **options))
     blocks = [Adapted(), Adapted()]
     model = DistributedDataParallel(nn.Sequential(*blocks).train(), bucket_cap_mb=1)
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,21 @@ pytestmark = [
 class Block(nn.Module):
     """A residual around two frozen layers, of which the second has an adapter."""
 
-    def __init__(self, around: Callable[..., Any], dropout: float = 0.0) -> None:
+    def __init__(self, around: Callable[..., Any], dropout: float = 0.0, between: Callable[[], Any] = int) -> None:
         super().__init__()
         self.up = nn.Linear(WIDTH, INNER, bias=False).requires_grad_(False)
         self.down = nn.Linear(INNER, WIDTH, bias=False).requires_grad_(False)
         self.a = nn.Linear(INNER, RANK, bias=False)
         self.b = nn.Linear(RANK, WIDTH, bias=False)
         self.dropout = dropout
+        self.between = between
         self.gradient_checkpointing = True
         self._gradient_checkpointing_func = around
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (tokens, WIDTH)."""
         h = functional.dropout(torch.tanh(self.up(x)), self.dropout, self.training)
+        self.between()
         return x + self.down(h) + self.b(self.a(h))
 
     forward.__wrapped__ = forward  # type: ignore[attr-defined]  # transformers' blocks wrap it in their checkpoint
@@ -104,7 +107,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[Products]:
     """What is compiled from now on."""
     found = Products()
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=found.backend))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend=found.backend, **options)
+    )
     torch._dynamo.reset()
     yield found
     torch._dynamo.reset()
@@ -175,19 +180,76 @@ def test_random_numbers_are_drawn_once(products: Products) -> None:
         assert differ(gradients(stack, tokens=200), expected)
 
 
-def test_what_cannot_be_compiled_is_recomputed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_as_ever(blocks: int = 3, **options: Any) -> None:
+    """As torch's checkpoint around compiled blocks: gradients, and what leaves the device and comes back."""
+    stream = LateStream(CPU)
+    around = Offload(lambda _: stream)
+    stack, expected = stack_of(around, blocks, **options), gradients(stack_of(plain, blocks, **options))
+    with compilation.compiled(list(stack), draws=bool(options.get("dropout")), may_fail=True):
+        for round_ in range(1, 3):
+            assert not differ(gradients(stack), expected)
+            assert (stream.out - blocks * round_, stream.back) in (
+                (0, (blocks - 1) * round_),
+                (1, (blocks - 1) * round_),
+            )
+        assert len(around.inputs_on(CPU).pool) <= blocks + 1
+
+
+def test_code_that_is_not_one_graph(products: Products, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of its graphs would keep its own inputs, which in the middle of a block are wide."""
+    with caplog.at_level("INFO"):
+        assert_as_ever(between=torch._dynamo.graph_break)
+    assert caplog.text.count("torch.compile: blocks are recomputed by a checkpoint around them") == 1
+    assert len(products.forward) > 1
+
+
+def test_code_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("no code for this machine")
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=refuse))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=refuse, **options))
     torch._dynamo.reset()
-    stream = LateStream(CPU)
-    stack = stack_of(Offload(lambda _: stream))
-    with compilation.compiled(list(stack), draws=False, may_fail=True):
-        assert not differ(gradients(stack), gradients(stack_of(plain)))
-    assert stream.back >= 2
+    with caplog.at_level("INFO"):
+        assert_as_ever()
+    assert "no code for this machine" in caplog.text
     torch._dynamo.reset()
+    with (
+        compilation.compiled(list(stack := stack_of(plain)), draws=False),
+        pytest.raises(RuntimeError, match="no code for this machine"),
+    ):
+        gradients(stack)
+    torch._dynamo.reset()
+
+
+def test_more_shapes_than_are_compiled(products: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "RECOMPILATIONS", 1)
+    with torch._dynamo.config.patch(recompile_limit=1, automatic_dynamic_shapes=False):
+        stack = stack_of(plain)
+        with compilation.compiled(list(stack), draws=False):
+            for tokens in (4, 5, 6):
+                assert not differ(gradients(stack, tokens), gradients(stack_of(plain), tokens))
+
+
+def test_random_numbers_and_host_memory(products: Products) -> None:
+    assert_as_ever(dropout=0.5)
+
+
+@pytest.mark.parametrize("given", ["strided", "keyword"])
+def test_states_that_cannot_be_held(products: Products, given: str) -> None:
+    """A copy in host memory lies in one piece; and what has no place among the arguments is not looked for."""
+    around = Offload()
+    (block,) = stack_of(around, 1)
+    (other,) = stack_of(plain, 1)
+    found = []
+    for one, compiled in ((block, True), (other, False)):
+        torch.manual_seed(1)
+        x = torch.randn(TOKENS, 2 * WIDTH, requires_grad=True)
+        states = x[:, ::2] if given == "strided" else x[:, :WIDTH].contiguous()
+        with compilation.compiled([one], draws=False) if compiled else nullcontext():
+            (one(x=states) if given == "keyword" else one(states)).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in one.parameters() if p.grad is not None)])
+    assert not differ(*found)  # type: ignore[arg-type]
 
 
 def test_whether_blocks_draw_is_asked_of_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

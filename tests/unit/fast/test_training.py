@@ -76,9 +76,9 @@ def test_samples_one_after_the_other_train_the_same(
     assert fast.tuned.model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "offload"), [(False, False), (True, False), (True, True)])
 def test_compiled_blocks_train_the_same(
-    model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, offload: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, with a backend that captures graphs as ever and then runs them as they are: code for tiny CPU models is
     not worth the minute that it takes to make."""
@@ -89,7 +89,7 @@ def test_compiled_blocks_train_the_same(
     torch._dynamo.reset()
     slow = trained(model_folder(), tmp_path / "slow")
     torch._dynamo.utils.counters.clear()
-    training = {"torch_compile": "always", "gradient_checkpointing": checkpointing}
+    training = {"torch_compile": "always", "gradient_checkpointing": checkpointing, "offload_activations": offload}
     fast = trained(model_folder(), tmp_path / "fast", training=training)
     assert_same(fast, slow)
     counters = torch._dynamo.utils.counters

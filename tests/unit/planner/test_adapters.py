@@ -164,7 +164,9 @@ def test_where_a_quantized_mlp_is_one_function(job: dict[str, Any], whole: bool)
         assert largest - made > 2 * 2 * 4096 - 2 * 4 * 128
 
 
-@pytest.mark.parametrize("other", [{"hidden_act": "gelu_pytorch_tanh"}, {"mlp_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"hidden_act": "gelu_pytorch_tanh"}, {"mlp_bias": True}, {"attention_dropout": 0.1}], ids=str
+)
 def test_an_mlp_of_another_kind_is_not(other: dict[str, Any]) -> None:
     assert not mlps_are_whole(workload({**LLAMA_8B, **other}, method="qlora", training=COMPILED))
 

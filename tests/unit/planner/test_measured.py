@@ -40,6 +40,7 @@ PLAIN = {"torchCompile": "never", "flashAttn": "sdpa", "fuseAdapters": "never"}
         (LLAMA_8B, LORA, COMPILED, 4, "offload", 17.78),
         (LLAMA_8B, NF4, COMPILED, 4, "off", 33.93),
         (LLAMA_8B, NF4, COMPILED, 4, "offload", 7.3),
+        (LLAMA_8B, NF4, COMPILED, 2, "offload", 6.93),
         (LLAMA_8B, FP8, COMPILED, 4, "off", 43.58),
         (LLAMA_8B, FP8, COMPILED, 1, "on", 10.42),
         (LLAMA_8B, FP8, COMPILED, 2, "on", 11.01),

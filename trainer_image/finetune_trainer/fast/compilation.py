@@ -14,18 +14,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from types import FunctionType
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+from torch._dynamo import exc as dynamo
 
 from finetune_trainer.fast import swiglu_groups
 from finetune_trainer.fast.offload import Offload
 
 RECOMPILATIONS = 16
-"""Of one block's code: kinds of blocks (with adapters or without, trained or not, checkpointed or not) times shapes.
-What comes after runs uncompiled."""
+"""Of a block's code: with adapters or without, trained or not, times shapes. What comes after runs uncompiled."""
 
 KEPT_ACTIVATIONS = 0.9
 """Of what a compiled block would keep for its backward pass, so much is kept. The rest is computed again: what costs no
@@ -60,7 +61,7 @@ def compiled(blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False
     for block in blocks:
         kind = type(block)
         if kind not in codes:
-            codes[kind] = _Code(_plain_forward(kind), draws=draws)
+            codes[kind] = _Code(_plain_forward(kind), draws=draws, may_fail=may_fail)
         # Module.__setattr__ keeps what is no tensor or module among the instance's own attributes.
         block.forward = partial(_forward, block, codes[kind])
     config = torch._dynamo.config
@@ -92,33 +93,58 @@ def _plain_forward(kind: type[nn.Module]) -> Callable[..., Any]:
     return plain
 
 
+@cache
+def _twin(function: FunctionType) -> FunctionType:
+    """The same function over again, which dynamo takes for another: it finds compiled code by a function's code object,
+    whatever the compiler was told to keep."""
+    code = function.__code__.replace()
+    twin = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
+
+
 class _Code:
     """Of blocks of a kind."""
 
-    def __init__(self, plain: Callable[..., Any], *, draws: bool) -> None:
-        self.draws = draws
+    def __init__(self, plain: Callable[..., Any], *, draws: bool, may_fail: bool) -> None:
         self.kept = torch.compile(plain)
         """Keeps what the backward pass needs."""
-        self._recomputed = torch.compile(partial(_recomputed, plain))
+        self._may_fail = may_fail
+        # As one graph: of several, each would keep its own inputs.
+        self._lean = torch.compile(_twin(plain), fullgraph=True) if _is_function(plain) and not draws else None
 
     def recomputed(self, block: Any, *args: Any, **kwargs: Any) -> Any:
         """Keeps its inputs, and computes everything else again."""
         around = block._gradient_checkpointing_func
-        if self.draws:
-            return around(partial(self.kept, block, **kwargs), *args)
+        if self._lean is not None and (not isinstance(around, Offload) or around.can_hold(*args)):
+            try:
+                return self._from_inputs(self._lean, around, block, *args, **kwargs)
+            except (dynamo.Unsupported, dynamo.FailOnRecompileLimitHit) as error:
+                self._leave(error)
+            except dynamo.TorchDynamoException as error:
+                if not self._may_fail:
+                    raise
+                self._leave(error)
+        return around(partial(self.kept, block, **kwargs), *args)
+
+    @staticmethod
+    def _from_inputs(lean: Callable[..., Any], around: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             stack.enter_context(torch._functorch.config.patch(activation_memory_budget=0.0))
             if isinstance(around, Offload):
                 stack.enter_context(around.held(args[0]))
-            return self._recomputed(block, *args, **kwargs)
+            return lean(block, *args, **kwargs)
+
+    def _leave(self, error: Exception) -> None:
+        self._lean = None
+        logger.info(
+            "torch.compile: blocks are recomputed by a checkpoint around them: %s",
+            (str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+        )
 
 
-def _recomputed(plain: Callable[..., Any], block: Any, *args: Any, **kwargs: Any) -> Any:
-    # A function of its own: dynamo finds compiled code by the function, whatever the compiler was told to keep.
-    if torch.compiler.is_compiling():
-        return plain(block, *args, **kwargs)
-    # What could not be compiled.
-    return block._gradient_checkpointing_func(partial(plain, block, **kwargs), *args)
+def _is_function(plain: Callable[..., Any]) -> TypeGuard[FunctionType]:
+    return isinstance(plain, FunctionType)
 
 
 def _forward(block: Any, code: _Code, *args: Any, **kwargs: Any) -> Any:

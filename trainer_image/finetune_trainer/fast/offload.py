@@ -211,6 +211,10 @@ class HostInputs:
             )
 
 
+def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 class Offload:
     """A function to checkpoint with, in the stead of torch's own: `offload(function, states, *more)`.
 
@@ -238,16 +242,21 @@ class Offload:
         # An argument without content tells torch whose random numbers to restore.
         return checkpoint(run, states.new_empty(0), *more, use_reentrant=False)
 
+    @staticmethod
+    def can_hold(*args: Any) -> bool:
+        """Whether the first of a function's arguments are states that come back as they were: not strided."""
+        return bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_contiguous()
+
     @contextmanager
     def held(self, states: torch.Tensor) -> Iterator[None]:
         """Around a function of these states that keeps them for a backward pass, and recomputes by itself what else it
         needs there: it finds them again on the device then."""
         inputs = self.inputs_on(states.device)
         kept = inputs.keep(states)
-        place, shape = states.data_ptr(), states.shape
+        looks = _looks(states)
 
         def pack(tensor: torch.Tensor) -> torch.Tensor | Kept:
-            return kept if tensor.data_ptr() == place and tensor.shape == shape else tensor
+            return kept if _looks(tensor) == looks else tensor
 
         def unpack(packed: torch.Tensor | Kept) -> torch.Tensor:
             return inputs.states(packed) if isinstance(packed, Kept) else packed

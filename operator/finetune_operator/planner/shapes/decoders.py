@@ -64,6 +64,7 @@ def read_shape(
         mlp=config.number("intermediate_size") if mlp is None else mlp,
         vocabulary=config.number("vocab_size"),
         silu=config.is_silu(),
+        dropout=config.has_dropout(),
     )
     if shape.heads % shape.kv_heads:
         raise config.error("num_key_value_heads", f"{shape.kv_heads} does not divide num_attention_heads {heads}")

@@ -35,6 +35,7 @@ def gpt2(config: ConfigReader) -> KnownModel:
         vocabulary=config.number("vocab_size"),
         gated=False,
         stepwise_gelu=config.is_stepwise_gelu("activation_function"),
+        dropout=config.has_dropout(),
     )
     tied = config.flag("tie_word_embeddings", True)
     parameters = embedding("transformer.wte", shape.vocabulary, hidden)
@@ -96,6 +97,7 @@ def _falcon_shape(config: ConfigReader) -> ModelShape:
         gated=False,
         # Its few keys and values are spread over the query heads in a way that no fused kernel of torch takes.
         keeps_scores=kv_heads != heads,
+        dropout=config.has_dropout(),
     )
 
 

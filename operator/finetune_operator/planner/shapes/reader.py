@@ -9,6 +9,8 @@ from finetune_operator.errors import PlanningError
 
 _LARGEST = 2**31 - 1
 MAX_EXPERTS = 65_536
+_DROPOUT = ("dropout", "pdrop", "dropout_prob", "dropout_rate")
+_NOT_IN_BLOCKS = ("emb", "classifier", "summary")
 
 
 class ConfigReader:
@@ -78,6 +80,14 @@ class ConfigReader:
         default = "gelu" if str(self._values.get("model_type")).startswith("gemma") else "silu"
         found = self._values.get("hidden_activation") or self._values.get("hidden_act") or default
         return found in ("silu", "swish")
+
+    def has_dropout(self) -> bool:
+        """Whether blocks drop anything in training (`attention_dropout`, `resid_pdrop` and the like)."""
+        return any(
+            isinstance(value, int | float) and value > 0
+            for name, value in self._values.items()
+            if name.endswith(_DROPOUT) and not name.startswith(_NOT_IN_BLOCKS)
+        )
 
     def is_stepwise_gelu(self, key: str) -> bool:
         """Whether an activation is `gelu_new`, the default of the families that have it, or its like."""
