@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 """What S3 servers other than Amazon's expect where no region is named."""
 
-_CHUNK = 2**16
+_CHUNK = 2**18
 """Bytes that are hashed and written at a time: they stay in the processor's cache."""
 _BUFFER = 4 * 2**20
 _PART = 16 * 2**20  # bytes
