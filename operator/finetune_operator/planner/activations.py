@@ -96,12 +96,12 @@ def _temporary_bytes(work: Workload, batch: Batch, *, recomputed: bool = False) 
     a gradient is widened by the weight's scales before it is rounded, compiled in the same pass as what is computed
     again. An MLP that is one function has its gradient and those of gate and up, which in 4 bits take the places of
     gate and up where these are recomputed."""
-    packed = work.quantization is not QuantizationType.FP8
+    fp8 = work.quantization is QuantizationType.FP8
     if mlps_are_whole(work):
-        width = work.narrow * (1 if packed and recomputed else 3)
+        width = work.narrow * (1 if recomputed and not fp8 else 3)
     else:
         width = 4 + 2 * work.narrow
-        if not packed:
+        if fp8:
             width += 4 + 2 * work.narrow if work.paths.compiled else 8
     return width * work.known.shape.mlp * batch.tokens
 

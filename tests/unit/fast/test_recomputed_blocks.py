@@ -222,13 +222,16 @@ def test_code_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, caplog: p
     torch._dynamo.reset()
 
 
-def test_more_shapes_than_are_compiled(products: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shapes_than_are_compiled(
+    products: Products, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(compilation, "RECOMPILATIONS", 1)
-    with torch._dynamo.config.patch(recompile_limit=1, automatic_dynamic_shapes=False):
+    with caplog.at_level("INFO"), torch._dynamo.config.patch(recompile_limit=1, automatic_dynamic_shapes=False):
         stack = stack_of(plain)
         with compilation.compiled(list(stack), draws=False):
             for tokens in (4, 5, 6):
                 assert not differ(gradients(stack, tokens), gradients(stack_of(plain), tokens))
+    assert "torch.compile: blocks are recomputed by a checkpoint around them" in caplog.text
 
 
 def test_random_numbers_and_host_memory(products: Products) -> None:

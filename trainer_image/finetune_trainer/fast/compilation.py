@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from types import FunctionType
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -110,15 +110,21 @@ class _Code:
         self.kept = torch.compile(plain)
         """Keeps what the backward pass needs."""
         self._may_fail = may_fail
-        # As one graph: of several, each would keep its own inputs.
-        self._lean = torch.compile(_twin(plain), fullgraph=True) if _is_function(plain) and not draws else None
+        self._from_inputs: Callable[..., Any] | None = None
+        if isinstance(plain, FunctionType) and not draws:
+            # As one graph: of several, each would keep its own inputs.
+            self._from_inputs = torch.compile(_twin(plain), fullgraph=True)
 
     def recomputed(self, block: Any, *args: Any, **kwargs: Any) -> Any:
         """Keeps its inputs, and computes everything else again."""
         around = block._gradient_checkpointing_func
-        if self._lean is not None and (not isinstance(around, Offload) or around.can_hold(*args)):
+        if self._from_inputs is not None and (not isinstance(around, Offload) or around.can_hold(*args)):
             try:
-                return self._from_inputs(self._lean, around, block, *args, **kwargs)
+                with ExitStack() as stack:
+                    stack.enter_context(torch._functorch.config.patch(activation_memory_budget=0.0))
+                    if isinstance(around, Offload):
+                        stack.enter_context(around.held(args[0]))
+                    return self._from_inputs(block, *args, **kwargs)
             except (dynamo.Unsupported, dynamo.FailOnRecompileLimitHit) as error:
                 self._leave(error)
             except dynamo.TorchDynamoException as error:
@@ -127,24 +133,12 @@ class _Code:
                 self._leave(error)
         return around(partial(self.kept, block, **kwargs), *args)
 
-    @staticmethod
-    def _from_inputs(lean: Callable[..., Any], around: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            stack.enter_context(torch._functorch.config.patch(activation_memory_budget=0.0))
-            if isinstance(around, Offload):
-                stack.enter_context(around.held(args[0]))
-            return lean(block, *args, **kwargs)
-
     def _leave(self, error: Exception) -> None:
-        self._lean = None
+        self._from_inputs = None
         logger.info(
             "torch.compile: blocks are recomputed by a checkpoint around them: %s",
             (str(error).strip().splitlines() or [type(error).__name__])[0][:200],
         )
-
-
-def _is_function(plain: Callable[..., Any]) -> TypeGuard[FunctionType]:
-    return isinstance(plain, FunctionType)
 
 
 def _forward(block: Any, code: _Code, *args: Any, **kwargs: Any) -> Any:

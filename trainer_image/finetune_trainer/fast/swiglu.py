@@ -150,27 +150,18 @@ def _(
     return gate.new_empty(gate.shape), gate.new_empty(gate.shape), outer
 
 
-def backward_in_place(
-    gate: torch.Tensor,
-    up: torch.Tensor,
-    slope_h: torch.Tensor,
-    slope_inner: torch.Tensor,
-    a: torch.Tensor,
-    inner: torch.Tensor,
-    b_gate: torch.Tensor,
-    b_up: torch.Tensor,
-) -> torch.Tensor:
-    """`backward` of gate and up that nobody else needs, both contiguous: they become their own gradients. Gives those
-    of the adapters."""
-    given = (gate, up, *(part.contiguous() for part in (slope_h, slope_inner, a, inner, b_gate, b_up)))
+def backward_in_place(gate: torch.Tensor, up: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+    """`backward`, with what else it is given, of gate and up that nobody else needs, both contiguous: they become their
+    own gradients. Gives those of the adapters."""
+    whole = [part.contiguous() for part in given]
     if not gate.is_cuda:
-        slope_gate, slope_up, found = backward(*given)
+        slope_gate, slope_up, found = backward(gate, up, *whole)
         gate.copy_(slope_gate)
         up.copy_(slope_up)
         return found
     from finetune_trainer.fast import swiglu_kernels
 
-    return swiglu_kernels.backward(*given, in_place=True)[2]
+    return swiglu_kernels.backward(gate, up, *whole, in_place=True)[2]
 
 
 @cache
