@@ -64,7 +64,7 @@ def _fast_paths(spec: FineTuneJobSpec) -> Iterator[str]:
         yield f"spec.training.torchCompile: {what} is not compiled; use auto or never"
     if spec.training.fuse_adapters is Switch.ALWAYS:
         yield f"spec.training.fuseAdapters: {what} computes each adapted layer by itself; use auto or never"
-    if spec.training.flash_attn is FlashAttn.VARLEN:
+    if spec.training.flash_attn in (FlashAttn.VARLEN, FlashAttn.FLEX):
         yield f"spec.training.flashAttn: {what} does not train on packed samples; use auto or sdpa"
 
 
@@ -111,5 +111,7 @@ def _without_gpu(spec: FineTuneJobSpec) -> Iterator[str]:
         yield "spec.training.gradientCheckpointing: offload makes room on a GPU, and there is none; use auto"
     if spec.training.optimizer.value.startswith("paged"):
         yield f"spec.training.optimizer: {spec.training.optimizer} needs a GPU; use adamw or adamw_8bit"
+    if spec.training.flash_attn is FlashAttn.FLEX:
+        yield "spec.training.flashAttn: flex needs a GPU; use varlen, sdpa or auto"
     if spec.parallelism.strategy in ("deepspeed", "fsdp"):
         yield f"spec.parallelism.strategy: {spec.parallelism.strategy} needs GPUs; use auto with gpus: 0"

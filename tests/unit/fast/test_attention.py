@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import flex_attention
+from transformers import AutoModelForCausalLM, GptOssConfig
 
 from finetune_trainer.data import Collator
 from finetune_trainer.fast import attention
+from finetune_trainer.fast.attention.flex import FLEX
+from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores
+from finetune_trainer.fast.attention.reference import ONE_BY_ONE, one_by_one
+from finetune_trainer.fast.attention.samples import attention_by
+from finetune_trainer.fast.attention.varlen import attend as varlen_attend
 from finetune_trainer.fast.rows import flatten
 from tests.tiny_models import VOCABULARY, tiny_model
 
 LENGTHS = (5, 9, 1, 7, 2)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 
 def packed_batch(*packed: tuple[int, ...]) -> dict[str, Any]:
@@ -39,12 +52,44 @@ def hidden_and_gradient(model: Any, batch: dict[str, Any], keep: torch.Tensor) -
     return hidden.detach(), weight.grad.clone()
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3", "phi3", "mixtral"])
-def test_hidden_states_and_gradients_are_those_of_a_mask(architecture: str, changes: dict[str, Any]) -> None:
-    if changes and architecture not in ("mistral", "gemma3", "phi3"):
-        changes = {}
+@pytest.fixture(params=["one by one", "flex"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Those that a CPU can compute."""
+    if request.param == "flex":
+        # torch does not let it be differentiated on a CPU; its own definition by a product of all pairs can be.
+        monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+        return FLEX
+    return ONE_BY_ONE
+
+
+def model_with_sinks() -> Any:
+    """A tiny gpt-oss."""
+    config = GptOssConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=4,
+        max_position_embeddings=256, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (1.0 if "sinks" in name else 0.05))
+    return model
+
+
+WINDOWED = ("mistral", "gemma2", "gemma3", "phi3")
+CASES = [
+    *((one, {}) for one in ("llama", "qwen2", "qwen3", "gemma", "mixtral")),
+    *((one, changes) for one in WINDOWED for changes in ({}, {"sliding_window": 4})),
+]
+
+
+@pytest.mark.parametrize(("architecture", "changes"), CASES)
+def test_hidden_states_and_gradients_are_those_of_a_mask(
+    kernel: Kernel, architecture: str, changes: dict[str, Any]
+) -> None:
     model = tiny_model(architecture, **changes).eval()
+    before = model.config._attn_implementation
     model.config.use_cache = False
     batch = packed_batch(LENGTHS, (12, 6))
     rows, length = batch["input_ids"].shape
@@ -53,7 +98,7 @@ def test_hidden_states_and_gradients_are_those_of_a_mask(architecture: str, chan
     flat = flatten(batch, capacity=None, longest=sum(LENGTHS))
     inside = torch.zeros(flat["input_ids"].shape[1], dtype=torch.bool)
     inside[: rows * length] = True
-    with attention.installed(model):
+    with attention.installed(model, kernel):
         found = hidden_and_gradient(model, flat, inside)
         # What has no bounds is computed as ever, mask and all.
         again = hidden_and_gradient(model, batch, keep)
@@ -61,22 +106,42 @@ def test_hidden_states_and_gradients_are_those_of_a_mask(architecture: str, chan
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     for one, other in zip(again, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == before
+
+
+def test_learnt_sinks_are_part_of_every_sample(kernel: Kernel) -> None:
+    """transformers' own mask for this architecture lets packed samples see each other: each is run by itself here."""
+    model = model_with_sinks()
+    batch = packed_batch(LENGTHS)
+    parts = zip(batch["input_ids"][0].split(LENGTHS), batch["position_ids"][0].split(LENGTHS), strict=True)
+    hidden = [model.base_model(input_ids=ids[None], position_ids=at[None]).last_hidden_state for ids, at in parts]
+    leaves = [model.base_model.layers[0].self_attn.sinks, model.base_model.layers[1].self_attn.q_proj.weight]
+    upstream = torch.randn(sum(LENGTHS), 64)
+    expected = torch.cat(hidden, dim=1)[0]
+    flat = flatten(batch, capacity=None, longest=sum(LENGTHS))
+    flat.pop("labels")
+    with attention.installed(model, kernel):
+        found = model.base_model(**flat).last_hidden_state[0, : sum(LENGTHS)]
+        # Without bounds: the whole row as one sample, which transformers' own code says too.
+        again = model.base_model(input_ids=batch["input_ids"]).last_hidden_state
+    torch.testing.assert_close(again, model.base_model(input_ids=batch["input_ids"]).last_hidden_state)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    gradients = [torch.autograd.grad(states, leaves, upstream) for states in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}])
-def test_samples_of_one_length_are_the_rows_of_a_batch(
-    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_one_length_are_the_rows_of_a_batch(changes: dict[str, Any]) -> None:
     model = tiny_model("mistral", **changes).eval()
     batch = packed_batch((8, 8), (8, 8))
     flat = flatten(batch, capacity=32, longest=8)
     assert flat["same_length"]
     keep = torch.ones(32, dtype=torch.bool)
     expected = hidden_and_gradient(model, batch, keep)
-    if not changes:
-        monkeypatch.setattr(attention, "one_by_one", None)
-    with attention.installed(model):
+    # Without a window no kernel for samples is asked.
+    kernel = ONE_BY_ONE if changes else replace(ONE_BY_ONE, attend=None)
+    with attention.installed(model, kernel):
         found = hidden_and_gradient(model, flat, keep)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
@@ -87,7 +152,7 @@ def test_a_sliding_window_is_transformers_own() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(10, heads, 8) for heads in (4, 2, 2))
     bounds = torch.tensor([0, 7, 10, 10], dtype=torch.int32)
-    found = attention.one_by_one(q, k, v, bounds, None, 3)
+    found = one_by_one(q, k, v, Samples(bounds, 7), Scores(window=3))
     for start, end in itertools.pairwise([0, 7, 10]):
         for token in range(start, end):
             seen = slice(max(start, token - 2), token + 1)
@@ -97,11 +162,20 @@ def test_a_sliding_window_is_transformers_own() -> None:
             torch.testing.assert_close(found[token], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}])
-def test_what_the_kernels_cannot_do_is_said(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"softcap": 30.0}, "soft-capped scores"),
+        ({"s_aux": torch.zeros(4)}, "learnt sinks"),
+        ({"softcap": 30.0, "s_aux": torch.zeros(4)}, "soft-capped scores and learnt sinks"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"position_bias": torch.zeros(1)}, "a bias of positions"),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_said(asked: dict[str, Any], what: str) -> None:
     query = torch.randn(1, 4, 6, 8)
     bounds = torch.tensor([0, 6], dtype=torch.int32)
-    with pytest.raises(attention.Unsupported, match=next(iter(asked))):
-        attention.sample_attention(
+    with pytest.raises(attention.Unsupported, match=f"attention with {what}$"):
+        attention_by(varlen_attend)(
             torch.nn.Module(), query, query, query, None, cu_seq_lens_q=bounds, max_length_q=6, **asked
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch.serialization import get_crc32_options
 from transformers import TrainerCallback
 
 from finetune_trainer.errors import UsageError
-from finetune_trainer.fast import attention, choice, compilation
+from finetune_trainer.fast import choice, compilation
+from finetune_trainer.fast.attention import choice as kernel_choice
+from finetune_trainer.fast.attention.kernel import Samples, Scores
+from finetune_trainer.fast.attention.reference import ONE_BY_ONE
 from finetune_trainer.training import FinetuneTrainer
 from tests.tiny_models import VOCABULARY
 from tests.trainer_jobs import Fitted, fit, trainer_config
@@ -189,13 +193,13 @@ def test_a_model_that_goes_its_own_way_is_found_out(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Here: one that does not tell its samples apart."""
-    one_by_one = attention.one_by_one
+    right = ONE_BY_ONE.attend
 
-    def all_at_once(q: Any, k: Any, v: Any, bounds: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return one_by_one(q, k, v, torch.stack([bounds[0], bounds[-1]]), *rest)
+    def all_at_once(q: Any, k: Any, v: Any, samples: Samples, scores: Scores) -> torch.Tensor:
+        return right(q, k, v, samples._replace(bounds=samples.bounds[[0, -1]]), scores)
 
-    monkeypatch.setattr(attention, "one_by_one", all_at_once)
-    with pytest.raises(UsageError, match=r"differs by .* from what a mask gives"):
+    monkeypatch.setattr(kernel_choice, "ONE_BY_ONE", replace(ONE_BY_ONE, attend=all_at_once))
+    with pytest.raises(UsageError, match=r"differs by .* from what it makes of each"):
         trained(model_folder(), tmp_path, training={"flash_attn": "varlen"})
 
 
@@ -207,7 +211,7 @@ def test_auto_on_a_cpu_is_what_it_always_was(
     slow = trained(model_folder(), tmp_path / "slow")
     assert auto.losses == slow.losses
     said = " ".join(caplog.messages)
-    assert "attention: SDPA; CPUs have no kernel" in said
+    assert "attention: with a mask; CPUs have no kernel" in said
     assert "torch.compile: not used: on a CPU it saves less than it takes" in said
 
 

@@ -33,6 +33,7 @@ from finetune_trainer.contract import LayerSelection, Selection, adapter_shapes,
 from finetune_trainer.contract.config import LoraConfig
 from finetune_trainer.contract.vocabulary import LoraBias, LoraVariant, Method, Optimizer, Precision
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation
+from finetune_trainer.fast.attention.reference import ONE_BY_ONE
 from finetune_trainer.fast.rows import flatten
 from finetune_trainer.layers import apply_selection, checkpoint_blocks, decoder_blocks, layout_of
 from finetune_trainer.methods.lora import add_adapters
@@ -98,7 +99,7 @@ def install(model: PreTrainedModel, paths: Paths, stack: ExitStack, autocast: to
 
     blocks = list(decoder_blocks(model, layout_of(model)))
     if paths.samples:
-        stack.enter_context(attention.installed(model))
+        stack.enter_context(attention.installed(model, ONE_BY_ONE))
     if paths.shared:
         stack.enter_context(adapters.without_wide_inputs(model))
     if paths.fused:

@@ -270,6 +270,11 @@ def test_a_selection_and_its_notes_come_along() -> None:
             "spec.training.torchCompile: objective dpo is not compiled",
         ),
         ({"method": "head", "training": {"flashAttn": "varlen"}}, "spec.training.flashAttn: method head"),
+        ({"method": "head", "training": {"flashAttn": "flex"}}, "spec.training.flashAttn: method head"),
+        (
+            {"resources": {"gpus": 0}, "training": {"flashAttn": "flex", "precision": "fp32"}},
+            "spec.training.flashAttn: flex needs a GPU",
+        ),
         ({"method": "head", "training": CACHED}, "spec.training.cacheFrozenPrefix: method head runs all blocks"),
         (
             {"training": {"objective": "dpo", **CACHED}},

@@ -218,6 +218,9 @@ class FlashAttn(StrEnum):
 
     AUTO = "auto"
     VARLEN = "varlen"
+    """Without a mask, by the fastest kernel that does what the model asks."""
+    FLEX = "flex"
+    """Without a mask, by FlexAttention."""
     SDPA = "sdpa"
 
 

@@ -17,7 +17,6 @@ from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation
-from finetune_trainer.fast.rows import bounds
 from finetune_trainer.layers import decoder_blocks
 from finetune_trainer.model import DTYPES, autocast
 from finetune_trainer.quantized.linear import unrounded_activations
@@ -28,8 +27,6 @@ OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
 """Methods for which PEFT puts positions of its own into rows or attention."""
 WORTH_COMPILING = 300
 """Micro-batches. Compiling takes half a minute to a minute, and saves some 0.2 seconds of each on an 8B model."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +35,8 @@ logger = logging.getLogger(__name__)
 class FastPaths:
     """What was chosen for one training."""
 
-    samples: bool
-    """Attention over samples one after the other, in batches that `rows.flatten` lays out."""
+    kernel: attention.Kernel | None
+    """Of attention over samples one after the other, in batches that `rows.flatten` lays out; None: with a mask."""
     compiled: bool
     """Compiled decoder blocks and loss."""
     may_fail: bool
@@ -53,8 +50,8 @@ class FastPaths:
     def installed(self, model: nn.Module, layout: ModelLayout, config: TrainerConfig) -> Iterator[None]:
         """Have a tuned model take these paths while it trains; before and after, it is transformers' and PEFT's own."""
         with ExitStack() as stack:
-            if self.samples:
-                stack.enter_context(attention.installed(causal_of(model)))
+            if self.kernel is not None:
+                stack.enter_context(attention.installed(causal_of(model), self.kernel))
             if config.training.precision is not Precision.FP32 and config.method.uses_lora:
                 stack.enter_context(adapters.without_wide_inputs(model))
             blocks = list(decoder_blocks(model, layout))
@@ -88,39 +85,58 @@ def choose(config: TrainerConfig, model: nn.Module, device: torch.device, micro_
 
     Raises UsageError where the job insists on a path that it cannot take.
     """
-    samples = _samples(config, model, device)
+    kernel = _kernel(config, model, device)
     compiled = _compiled(config, device, micro_batches)
     # The scale of gradients in fp16 is decided on the host, at every step.
     late = device.type == "cuda" and _unsharded(config) and config.training.precision is not Precision.FP16
     may_fail = config.training.torch_compile is Switch.AUTO
-    return FastPaths(samples, compiled, may_fail, _fused(config, device), late)
+    return FastPaths(kernel, compiled, may_fail, _fused(config, device), late)
 
 
-def _samples(config: TrainerConfig, model: nn.Module, device: torch.device) -> bool:
+def _kernel(config: TrainerConfig, model: nn.Module, device: torch.device) -> attention.Kernel | None:
     wanted = config.training.flash_attn
     if wanted is FlashAttn.SDPA:
-        logger.info("attention: SDPA, as spec.training.flashAttn says")
-        return False
+        logger.info("attention: with a mask, as spec.training.flashAttn says")
+        return None
     if wanted is FlashAttn.AUTO and device.type == "cpu":
-        logger.info("attention: SDPA; CPUs have no kernel for samples of any length")
-        return False
-    reason = unfit(config) or attention.why_not(causal_of(model), device, DTYPES[config.training.precision])
+        logger.info("attention: with a mask; CPUs have no kernel for samples of any length")
+        return None
+    reason = unfit(config)
     if reason is None and config.training.neftune_alpha is not None:
         reason = "NEFTune's noise depends on the length of a row"
     if reason is None and getattr(causal_of(model).config, "output_router_logits", False):
         reason = "the model's balancing loss counts tokens of a padding mask"
-    reason = reason or _disagreement(config, model, device)
     if reason is None:
-        logger.info("attention: samples one after the other without a mask (%s)", _kernel_name(device))
-        return True
-    if wanted is FlashAttn.VARLEN:
-        raise UsageError(f"spec.training.flashAttn: varlen cannot be used: {reason}; use auto or sdpa")
-    logger.info("attention: SDPA with a mask; not one sample after the other: %s", reason)
-    return False
+        try:
+            kernel = _best_kernel(config, causal_of(model), device)
+        except attention.Unsupported as error:
+            reason = str(error)
+        else:
+            logger.info("attention: samples one after the other without a mask (%s)", kernel.name)
+            return kernel
+    if wanted is not FlashAttn.AUTO:
+        raise UsageError(f"spec.training.flashAttn: {wanted} cannot be used: {reason}; use auto or sdpa")
+    logger.info("attention: with a mask; not one sample after the other: %s", reason)
+    return None
 
 
-def _kernel_name(device: torch.device) -> str:
-    return f"varlen_attn of torch {torch.__version__}" if device.type == "cuda" else "one by one, on a CPU"
+@torch.no_grad()
+def _best_kernel(config: TrainerConfig, causal: PreTrainedModel, device: torch.device) -> attention.Kernel:
+    """Raises Unsupported where there is none."""
+
+    def run(inputs: dict[str, Any]) -> torch.Tensor:
+        with autocast(config, device), unrounded_activations(causal):
+            found: torch.Tensor = causal.base_model(**inputs).last_hidden_state
+            return found
+
+    training = causal.training
+    causal.eval()
+    try:
+        dtype = DTYPES[config.training.precision]
+        wanted, longest = config.training.flash_attn, config.dataset.max_length
+        return attention.best_kernel(causal, device, dtype, wanted, run, longest)
+    finally:
+        causal.train(training)
 
 
 def _compiled(config: TrainerConfig, device: torch.device, micro_batches: int) -> bool:
@@ -230,37 +246,3 @@ def causal_of(model: nn.Module) -> PreTrainedModel:
     causal = base() if callable(base) else model
     assert isinstance(causal, PreTrainedModel)
     return causal
-
-
-@torch.no_grad()
-def _disagreement(config: TrainerConfig, model: nn.Module, device: torch.device) -> str | None:
-    """Ask the model itself, with two samples in a row: why the result is not that of a mask, or None where it is.
-
-    An architecture's own code decides what becomes of the bounds that it is given.
-    """
-    causal: Any = causal_of(model)
-    training = causal.training
-    lengths = (9, 14)
-    ids = torch.arange(3, 3 + sum(lengths), device=device)[None]
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    inputs = {"input_ids": ids, "position_ids": positions.to(device)[None], "use_cache": False}
-    moved = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in bounds(positions, max(lengths)).items()
-    }
-    causal.eval()
-    try:
-        with autocast(config, device), unrounded_activations(causal):
-            expected = causal.base_model(**inputs).last_hidden_state.float()
-            with attention.installed(causal):
-                found = causal.base_model(**inputs, **moved).last_hidden_state.float()
-    except (attention.Unsupported, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return str(error).strip().splitlines()[0][:200]
-    finally:
-        causal.train(training)
-    difference = float((found - expected).norm() / expected.norm())
-    if difference <= TOLERANCE[DTYPES[config.training.precision]]:
-        return None
-    return f"what {type(causal).__name__} makes of two samples differs by {difference:.2g} from what a mask gives"

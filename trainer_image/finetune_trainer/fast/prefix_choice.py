@@ -17,8 +17,8 @@ from torch import nn
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.errors import UsageError
-from finetune_trainer.fast.attention import Unsupported
-from finetune_trainer.fast.choice import TOLERANCE, causal_of, unfit
+from finetune_trainer.fast.attention import ROUNDING, Unsupported
+from finetune_trainer.fast.choice import causal_of, unfit
 from finetune_trainer.fast.prefix_blocks import Boundary, Unusable
 from finetune_trainer.fast.prefix_cache import PrefixCache
 from finetune_trainer.fast.prefix_store import Address, Room, StatesStore, lay_out
@@ -207,7 +207,7 @@ def disagreement(job: PrefixJob, boundary: Boundary) -> tuple[str | None, torch.
     name, training = type(causal).__name__, causal.training
     devices = [job.device] if job.device.type == "cuda" else []
     inputs, spans = job.sample()
-    limit = TOLERANCE[DTYPES[job.config.training.precision]]
+    limit = ROUNDING[DTYPES[job.config.training.precision]]
     try:
         # Random numbers stay those of a run without this.
         with autocast(job.config, job.device), torch.random.fork_rng(devices):

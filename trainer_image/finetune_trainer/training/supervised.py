@@ -67,7 +67,7 @@ class FinetuneTrainer(TrainingSteps):
         self._fast = choose(config, parts.tuned.model, parts.arguments.device, micro_batches)
         flat = partial(flatten, capacity=capacity_of(config), longest=config.dataset.max_length)
         self._rows = NumberedRows(rows)
-        self._collator = TargetCollator(collate, flat) if self._fast.samples else TargetCollator(collate)
+        self._collator = TargetCollator(collate, flat) if self._fast.kernel else TargetCollator(collate)
         super().__init__(parts, rows=self._rows, collate=self._collator)
         self._loss = NextTokenLoss(parts.tuned.model, compiled=self._fast.compiled)
         self.logs_late = self._fast.late_logs

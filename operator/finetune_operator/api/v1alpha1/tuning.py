@@ -215,8 +215,9 @@ class Training(ApiModel):
     """Recompute activations in the backward pass instead of keeping them: `always` (in all blocks), `never`, `auto` (in
     as many blocks as memory needs), or `offload`: in all blocks, whose inputs wait for it in host memory."""
     flash_attn: v.FlashAttn = v.FlashAttn.AUTO
-    """How attention over the samples of a row is computed: `varlen` (a kernel for samples of any length, without a
-    mask), `sdpa` (with a mask), or `auto`: the first where GPU and model allow it. Both give the same result."""
+    """How attention over the samples of a row is computed: `varlen` (without a mask, by the fastest kernel for
+    samples of any length that does what the model asks), `flex` (by FlexAttention), `sdpa` (with a mask), or `auto`:
+    `varlen` where GPU and model allow it. All give the same result."""
     torch_compile: v.Switch = v.Switch.AUTO
     """Compile decoder blocks and loss, which takes up to a minute at the start: `always`, `never`, or `auto`: on a GPU,
     where the run is long enough to make up for it."""

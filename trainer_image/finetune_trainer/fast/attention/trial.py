@@ -1,0 +1,91 @@
+"""A kernel is believed once it has computed what the reference does, on this machine and with a model's own heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from finetune_trainer.fast.attention.flex import sample_blocks
+from finetune_trainer.fast.attention.kernel import Attend, Kernel, Samples, Scores
+from finetune_trainer.fast.attention.reference import one_by_one
+
+LENGTHS = (130, 1, 257, 64, 383, 61)
+"""Of samples: within a block of 128 tokens, over several, and with an end on a block's."""
+WINDOW = 100
+"""Of a layer that has one, at most: shorter than some of the samples."""
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Of a tensor, relative: GPUs may multiply fp32 with 10 bits of mantissa."""
+
+
+class Heads(NamedTuple):
+    """How many, how wide, and how their scores are made."""
+
+    queries: int
+    keys: int
+    width: int
+    values_width: int
+    scaling: float | None
+    window: int
+    softcap: float | None
+    sinks: bool
+
+
+def remembering(kernel: Kernel, seen: set[Heads]) -> Kernel:
+    """The same kernel; with which heads it is called is put into `seen`."""
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
+    ) -> torch.Tensor:
+        shapes = (query.shape[1], key.shape[1], query.shape[2], value.shape[2])
+        seen.add(Heads(*shapes, scores.scaling, scores.window, scores.softcap, scores.sinks is not None))
+        return kernel.attend(query, key, value, samples, scores)
+
+    return replace(kernel, attend=attend)
+
+
+def difference(kernel: Kernel, heads: Heads, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What of it differs from the reference, output or gradients, and by how much; None where nothing does."""
+    generator = torch.Generator(device).manual_seed(0)
+    tokens = sum(LENGTHS)
+    window = min(heads.window, WINDOW)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+    given = {
+        "queries": drawn(tokens, heads.queries, heads.width),
+        "keys": drawn(tokens, heads.keys, heads.width),
+        "values": drawn(tokens, heads.keys, heads.values_width),
+    }
+    if heads.sinks:
+        given["sinks"] = drawn(heads.queries)
+    ends = torch.tensor((0, *LENGTHS, 0), device=device).cumsum(0, dtype=torch.int32)
+    samples = Samples(ends, max(LENGTHS), {window: sample_blocks(ends, tokens, window)} if kernel.blocks else None)
+    scores = Scores(heads.scaling, window, heads.softcap)
+    upstream = drawn(tokens, heads.queries, heads.values_width)
+    with kernel.active():
+        found = _both_ways(kernel.attend, given, samples, scores, upstream)
+    wide = {name: tensor.float() for name, tensor in given.items()}
+    expected = _both_ways(one_by_one, wide, samples, scores, upstream.float())
+    for name, tensor in expected.items():
+        error = float((found[name].float() - tensor).norm() / tensor.norm())
+        if not error <= TOLERANCE[dtype]:
+            return f"{name} differ{'s' if name == 'output' else ''} by {error:.2g} from what is right"
+    return None
+
+
+@torch.enable_grad()
+def _both_ways(
+    attend: Attend, given: dict[str, torch.Tensor], samples: Samples, scores: Scores, upstream: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The output, and the gradient of each tensor that was given."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in given.items()}
+    output = attend(
+        leaves["queries"], leaves["keys"], leaves["values"], samples, scores._replace(sinks=leaves.get("sinks"))
+    )
+    gradients = torch.autograd.grad(output, list(leaves.values()), upstream)
+    return {"output": output.detach()} | {
+        f"gradients of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)
+    }
