@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.nn.attention import flex_attention
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, GptOssConfig
 
 from finetune_trainer.data import Collator
 from finetune_trainer.fast import attention
 from finetune_trainer.fast.attention.flex import FLEX
 from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores
 from finetune_trainer.fast.attention.reference import ONE_BY_ONE, one_by_one
-from finetune_trainer.fast.attention.samples import attention_by
-from finetune_trainer.fast.attention.varlen import attend as varlen_attend
+from finetune_trainer.fast.attention.samples import NAME, attention_by
+from finetune_trainer.fast.attention.varlen import TORCHS
 from finetune_trainer.fast.rows import flatten
 from tests.tiny_models import VOCABULARY, tiny_model
 
@@ -162,6 +162,38 @@ def test_a_sliding_window_is_transformers_own() -> None:
             torch.testing.assert_close(found[token], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["gemma2", "llama"])
+def test_generation_meanwhile_is_as_ever(architecture: str) -> None:
+    model = tiny_model(architecture).eval()
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    ids = torch.arange(3, 12)[None]
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    with attention.installed(model, ONE_BY_ONE):
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    assert torch.equal(found, expected)
+
+
+def test_what_sees_pictures_keeps_its_attention() -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**small, "vocab_size": VOCABULARY, "num_key_value_heads": 1, "head_dim": 16},
+        vision_config={**small, "image_size": 28, "patch_size": 14},
+        attn_implementation={"text_config": "sdpa", "vision_config": "eager"},
+    )
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+
+    def parts() -> tuple[str, str, str]:
+        text, vision = model.config.text_config, model.config.vision_config
+        return model.config._attn_implementation, text._attn_implementation, vision._attn_implementation
+
+    before = parts()
+    assert before[1:] == ("sdpa", "eager")
+    with attention.installed(model, ONE_BY_ONE):
+        assert parts() == (NAME, NAME, "eager")
+    assert parts() == before
+
+
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
@@ -170,12 +202,19 @@ def test_a_sliding_window_is_transformers_own() -> None:
         ({"softcap": 30.0, "s_aux": torch.zeros(4)}, "soft-capped scores and learnt sinks"),
         ({"dropout": 0.1}, "dropout"),
         ({"position_bias": torch.zeros(1)}, "a bias of positions"),
+        ({"attention_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool)}, "a mask of the model's own"),
     ],
 )
 def test_what_the_kernels_cannot_do_is_said(asked: dict[str, Any], what: str) -> None:
     query = torch.randn(1, 4, 6, 8)
     bounds = torch.tensor([0, 6], dtype=torch.int32)
     with pytest.raises(attention.Unsupported, match=f"attention with {what}$"):
-        attention_by(varlen_attend)(
-            torch.nn.Module(), query, query, query, None, cu_seq_lens_q=bounds, max_length_q=6, **asked
+        attention_by(TORCHS)(
+            torch.nn.Module(),
+            query,
+            query,
+            query,
+            **{"attention_mask": None, **asked},
+            cu_seq_lens_q=bounds,
+            max_length_q=6,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import torch
 from torch.nn.attention import current_flash_attention_impl, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AttentionInterface, AutoModelForCausalLM, PhimoeConfig
 
 from finetune_trainer.contract.vocabulary import FlashAttn
+from finetune_trainer.errors import InternalError
 from finetune_trainer.fast import attention
-from finetune_trainer.fast.attention import choice, trial, varlen
+from finetune_trainer.fast.attention import choice, flex, trial, varlen
 from finetune_trainer.fast.attention.flex import BLOCK, FLEX, sample_blocks
 from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores
 from finetune_trainer.fast.attention.reference import ONE_BY_ONE, one_by_one
+from finetune_trainer.fast.attention.samples import NAME, attention_by
 from tests.tiny_models import tiny_model
 from tests.unit.fast.test_training import assert_same, trained
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -134,17 +138,25 @@ def failing(*_: Any) -> torch.Tensor:
     raise AttributeError("module has no such function\nand more")
 
 
+def test_values_of_another_width_are_not_for_torchs_kernel() -> None:
+    found = torch.zeros(4, 2, 8)
+    with pytest.raises(attention.Unsupported, match="values of 4 numbers with queries of 8"):
+        varlen.attend(found, found, found[..., :4], Samples(torch.tensor([0, 4]), 4), Scores())
+
+
 def candidates(*found: Kernel) -> Callable[..., Any]:
     return lambda *_: iter(found)
 
 
-def best(model: Any, wanted: FlashAttn = FlashAttn.VARLEN) -> Kernel:
+def best(model: Any, longest: int = 32) -> Kernel:
+    """For a model on a CPU."""
+
     def run(inputs: dict[str, Any]) -> torch.Tensor:
         found: torch.Tensor = model.base_model(**inputs).last_hidden_state
         return found
 
     with torch.no_grad():
-        return attention.best_kernel(model.eval(), CPU, torch.float32, wanted, run, 32)
+        return attention.best_kernel(model.eval(), CPU, torch.float32, FlashAttn.VARLEN, run, longest)
 
 
 def test_the_next_kernel_is_taken_where_one_fails_or_is_wrong(
@@ -168,28 +180,93 @@ def test_the_next_kernel_is_taken_where_one_fails_or_is_wrong(
         best(model)
 
 
+def test_what_one_process_cannot_use_no_process_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(ONE_BY_ONE, name="other")
+    monkeypatch.setattr(choice, "_candidates", candidates(other, ONE_BY_ONE))
+    told: list[Any] = []
+
+    def by_all(own: Any) -> list[Any]:
+        told.append(own)
+        return [own, "not on the second node" if len(told) == 2 else None]
+
+    monkeypatch.setattr(choice, "told_by_all", by_all)
+    assert best(tiny_model("llama")) is ONE_BY_ONE
+    assert told == [None, None, None]
+    monkeypatch.setattr(choice, "told_by_all", lambda own: [own, "another model there"])
+    with pytest.raises(attention.Unsupported, match="another model there"):
+        best(tiny_model("llama"))
+
+
+def test_a_gpu_that_cannot_go_on_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(*_: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    broken = replace(ONE_BY_ONE, name="broken", attend=breaking, rows=False)
+    monkeypatch.setattr(choice, "_candidates", candidates(broken, ONE_BY_ONE))
+    with pytest.raises(InternalError, match="attention by broken broke the GPU's state: an illegal memory access"):
+        best(tiny_model("llama"))
+
+
+PHIMOE: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "num_local_experts": 2, "max_position_embeddings": 256, "sliding_window": 16,
+}  # fmt: skip
+
+
+def test_what_only_a_models_mask_says_is_no_reason_to_go_without_it() -> None:
+    """A window that its layers do not ask for; chunks; blocks of another kind."""
+    windowed = AutoModelForCausalLM.from_config(PhimoeConfig(**PHIMOE), dtype=torch.float32)
+    with pytest.raises(
+        attention.Unsupported, match="layers of PhimoeForCausalLM do not say that they see 16 tokens only"
+    ):
+        best(windowed)
+    assert best(windowed, longest=16) is ONE_BY_ONE  # none is longer
+    model = tiny_model("llama")
+    model.config.attention_chunk_size = 16
+    with pytest.raises(attention.Unsupported, match="looks at chunks of 16 tokens"):
+        best(model)
+    del model.config.attention_chunk_size
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(attention.Unsupported, match="has layers of other kinds: linear_attention"):
+        best(model)
+
+
+def test_a_model_that_does_not_come_to_the_kernel_does_not_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here: something else computes the same."""
+    monkeypatch.setitem(AttentionInterface._global_mapping, NAME, attention_by(ONE_BY_ONE))
+    monkeypatch.setattr(AttentionInterface, "register", lambda *_: None)
+    with pytest.raises(attention.Unsupported, match="LlamaForCausalLM does not come to it"):
+        best(tiny_model("llama"))
+
+
+def test_a_model_that_wants_more_than_tokens_is_a_reason() -> None:
+    model = tiny_model("llama")
+    model.base_model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(ValueError("where are the pictures?")))
+    with pytest.raises(attention.Unsupported, match="cannot be run on a few tokens: where are the pictures"):
+        best(model)
+
+
 @pytest.mark.usefixtures("differentiable")
 def test_a_model_with_soft_capped_scores_gets_the_kernel_that_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that a GPU has no other for; here on a CPU."""
     other = replace(varlen.TORCHS, why_not=lambda *_: None)
-    flex = replace(FLEX, why_not=lambda *_: None)
-    monkeypatch.setattr(choice, "_candidates", candidates(other, flex))
-    assert best(tiny_model("gemma2", sliding_window=20)) is flex
+    capping = replace(FLEX, why_not=lambda *_: None)
+    monkeypatch.setattr(choice, "_candidates", candidates(other, capping))
+    assert best(tiny_model("gemma2", sliding_window=20)) is capping
 
 
-def test_kernels_come_in_the_order_of_their_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_come_in_the_order_of_their_speed() -> None:
     gpu = torch.device("cuda")
 
     def names(wanted: FlashAttn, device: torch.device) -> list[str]:
         return [kernel.name.split(" of torch")[0] for kernel in choice._candidates(wanted, device)]
 
-    assert names(FlashAttn.AUTO, gpu) == ["varlen_attn", "FlexAttention"]
+    packages = ["FlashAttention 3", "FlashAttention 4"]
+    # FlexAttention has to be asked for.
+    assert names(FlashAttn.AUTO, gpu) == [*packages, "varlen_attn"]
+    assert names(FlashAttn.VARLEN, gpu) == [*packages, "varlen_attn", "FlexAttention"]
     assert names(FlashAttn.FLEX, gpu) == ["FlexAttention"]
     assert names(FlashAttn.VARLEN, CPU) == ["one by one, on a CPU"]
-    monkeypatch.syspath_prepend(str(installed_package(tmp_path)))
-    (tmp_path / "flash_attn_interface.py").touch()
-    expected = ["FlashAttention 3", "FlashAttention 4", "varlen_attn", "FlexAttention"]
-    assert names(FlashAttn.VARLEN, gpu) == expected
 
 
 def installed_package(folder: Path) -> Path:
@@ -204,10 +281,11 @@ def installed_package(folder: Path) -> Path:
 def test_an_installed_package_takes_the_place_of_torchs_kernel_for_as_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kernel = next(one for one in varlen.INSTALLED if one.name == "FlashAttention 4")
+    assert kernel.why_not(CPU, torch.bfloat16) == "flash_attn.cute is not installed"
     monkeypatch.syspath_prepend(str(installed_package(tmp_path)))
-    (kernel,) = varlen.installed_packages()
-    assert kernel.name == "FlashAttention 4"
     assert kernel.why_not(CPU, torch.bfloat16) == "it runs on GPUs"
+    assert "flash_attn" not in sys.modules  # it is not imported in order to be found
     model = tiny_model("llama")
     assert current_flash_attention_impl() is None
     with attention.installed(model, kernel):
@@ -219,6 +297,29 @@ def test_an_installed_package_takes_the_place_of_torchs_kernel_for_as_long(
     with pytest.raises(attention.Unsupported, match=r"^missing: No module named 'flash_attn_interface'$"):
         best(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.usefixtures("differentiable")
+def test_outside_compiled_blocks_lengths_share_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past its limit the compiler would go back to all pairs of tokens, in silence."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, **{"backend": "aot_eager", **options})
+    )
+    flex._compiled.cache_clear()
+    monkeypatch.setattr(flex, "_attention", lambda _: flex._as_kernel)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for length in (128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280):
+        for window in (0, 50):
+            bounds = torch.tensor([0, length - 30, length], dtype=torch.int32)
+            samples = Samples(bounds, length, {window: sample_blocks(bounds, length, window)})
+            scores = Scores(0.25, window, 5.0)
+            q, k, v = (torch.randn(length, heads, 16, requires_grad=heads == 2) for heads in (4, 2, 2))
+            expected = one_by_one(q, k, v, samples, scores)
+            torch.testing.assert_close(flex.attend(q, k, v, samples, scores), expected, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    flex._compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("differentiable")
@@ -242,7 +343,7 @@ def test_compiled_blocks_with_flex_attention_train_the_same(
     fast = trained(model_folder(**changes), tmp_path / "fast", training=training)
     assert_same(fast, slow)
     counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] <= 8
+    assert counters["stats"]["unique_graphs"] <= 12  # four of them are the trial's
     assert not counters["unimplemented"]
 
 

@@ -12,6 +12,7 @@ from finetune_trainer.distributed.processes import (
     patient_group,
     process_group,
     shared_by_all,
+    told_by_all,
 )
 from finetune_trainer.distributed.sharding import Sharding
 from finetune_trainer.distributed.strategies import check_strategy, sharding_of, strategy_arguments
@@ -28,4 +29,5 @@ __all__ = [
     "sharding_of",
     "shared_by_all",
     "strategy_arguments",
+    "told_by_all",
 ]

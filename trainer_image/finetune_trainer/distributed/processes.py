@@ -85,6 +85,15 @@ def node_of(context: RunContext) -> tuple[int, int]:
     return sum(rank <= context.rank for rank in first) - 1, len(first)
 
 
+def told_by_all(own: T) -> list[T]:
+    """What each process has found, in the order of their ranks. Every process has to call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
 def shared_by_all(context: RunContext, work: Callable[[], T]) -> T:
     """Do work in rank 0, for all, however long it takes. All ranks enter, connected."""
     answer: list[T] = [work()] if context.is_main else []

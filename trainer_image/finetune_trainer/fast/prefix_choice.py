@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch import nn
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import Switch
+from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast.attention import ROUNDING, Unsupported
 from finetune_trainer.fast.choice import causal_of, unfit
@@ -135,7 +135,7 @@ def _begin(job: PrefixJob, stack: ExitStack) -> tuple[str | None, PrefixCache | 
             reason, store = _create(job, states)
             if store is not None:
                 undo.callback(store.close)
-        offers = _exchange(_Offer(reason, store.address if store is not None else None))
+        offers = told_by_all(_Offer(reason, store.address if store is not None else None))
         reason = next((offer.reason for offer in offers if offer.reason is not None), None)
         if reason is not None:
             return reason, None
@@ -186,14 +186,6 @@ def _create(job: PrefixJob, states: torch.Tensor) -> tuple[str | None, StatesSto
         return None, StatesStore.create(job.lengths, states.shape[-1], states.dtype, room, job.folder)
     except OSError as error:
         return f"no memory or file for it can be had: {error}", None
-
-
-def _exchange(offer: _Offer) -> list[_Offer]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [offer]
-    offers: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(offers, offer)
-    return offers
 
 
 @torch.no_grad()

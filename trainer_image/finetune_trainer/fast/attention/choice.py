@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract.vocabulary import FlashAttn
+from finetune_trainer.distributed import told_by_all
+from finetune_trainer.errors import InternalError
 from finetune_trainer.fast.attention import trial
 from finetune_trainer.fast.attention.flex import FLEX
 from finetune_trainer.fast.attention.kernel import Kernel, Unsupported
 from finetune_trainer.fast.attention.reference import ONE_BY_ONE
 from finetune_trainer.fast.attention.samples import installed
-from finetune_trainer.fast.attention.varlen import TORCHS, installed_packages
+from finetune_trainer.fast.attention.varlen import INSTALLED, TORCHS
 from finetune_trainer.fast.rows import bounds
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
-_POSITIONS = (torch.arange(9), torch.arange(14))
-"""Of the tokens of two samples."""
+SAMPLES = (9, 14)
+"""Tokens of those that a model is asked with."""
+EQUAL_SAMPLES = (9, 9)
 
 Run = Callable[[dict[str, Any]], torch.Tensor]
 """A model's inputs -> its last hidden states (1, tokens, width)."""
@@ -30,26 +32,34 @@ Run = Callable[[dict[str, Any]], torch.Tensor]
 logger = logging.getLogger(__name__)
 
 
+class _Asked(NamedTuple):
+    """A row of samples, and what the model makes of each alone."""
+
+    inputs: dict[str, Any]
+    expected: torch.Tensor
+
+
 def best_kernel(
     model: PreTrainedModel, device: torch.device, dtype: torch.dtype, wanted: FlashAttn, run: Run, longest: int
 ) -> Kernel:
-    """The first, in order of speed, that agrees with the reference, and with which the model makes of two samples in a
-    row what it makes of each.
+    """The first, in order of speed, that agrees with the reference, and with which the model makes of samples in a row
+    what it makes of each, in all processes.
 
     dtype: of the attention. run: the model in evaluation mode, without gradients, as it is trained. longest: tokens of
-    a sample at most. Raises Unsupported with the reasons against each kernel.
+    a sample at most. All processes enter. Raises Unsupported with the reasons against each kernel.
     """
-    reason = _own_attention(model)
-    if reason is not None:
-        raise Unsupported(reason)
-
-    @cache
-    def expected() -> torch.Tensor:
-        return torch.cat([run(_inputs(positions, device)) for positions in _POSITIONS], dim=1).float()
-
+    reason = _own_attention(model, longest)
+    asked: list[_Asked] = []
+    if reason is None:
+        try:
+            asked = [_asked(SAMPLES, longest, device, run), _asked(EQUAL_SAMPLES, EQUAL_SAMPLES[0], device, run)]
+        except Exception as error:  # whatever a model's own code wants that is not given here
+            reason = f"{type(model).__name__} cannot be run on a few tokens: {_first_line(error)}"
+    _raise_first(reason)
     reasons = []
     for kernel in _candidates(wanted, device):
-        reason = kernel.why_not(device, dtype) or _tried(kernel, model, device, dtype, run, expected, longest)
+        own = kernel.why_not(device, dtype) or _tried(kernel, model, device, dtype, run, asked)
+        reason = next((one for one in told_by_all(own) if one is not None), None)
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
@@ -57,29 +67,57 @@ def best_kernel(
     raise Unsupported("; ".join(reasons))
 
 
+def _raise_first(reason: str | None) -> None:
+    """Of all processes."""
+    for one in told_by_all(reason):
+        if one is not None:
+            raise Unsupported(one)
+
+
 def _candidates(wanted: FlashAttn, device: torch.device) -> Iterator[Kernel]:
-    if wanted is not FlashAttn.FLEX:
-        if device.type == "cpu":
-            yield ONE_BY_ONE
-            return
-        yield from installed_packages()
+    if wanted is FlashAttn.FLEX:
+        yield FLEX
+    elif device.type == "cpu":
+        yield ONE_BY_ONE
+    else:
+        yield from INSTALLED
         yield TORCHS
-    yield FLEX
+        if wanted is FlashAttn.VARLEN:
+            yield FLEX
 
 
-def _own_attention(model: PreTrainedModel) -> str | None:
+def _own_attention(model: PreTrainedModel, longest: int) -> str | None:
     """Why a model's attention cannot be replaced at all."""
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
-        return f"{type(model).__name__} does not let its attention be chosen"
-    if getattr(model.config.get_text_config(decoder=True), "attention_dropout", 0.0):
+        return f"{name} does not let its attention be chosen"
+    if getattr(config, "attention_dropout", 0.0):
         return "the model's attention has dropout"
+    # What only a mask says, samples of a few tokens do not show.
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if others:
+        return f"{name} has layers of other kinds: {', '.join(map(str, others))}"
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and chunk < longest:
+        return f"{name} looks at chunks of {chunk} tokens"
     return None
 
 
-def _inputs(positions: torch.Tensor, device: torch.device) -> dict[str, Any]:
-    """Tokens (1, tokens) at those positions, the same at the same position."""
-    moved = positions.to(device)[None]
-    return {"input_ids": moved + 3, "position_ids": moved, "use_cache": False}
+def _asked(lengths: Sequence[int], longest: int, device: torch.device, run: Run) -> _Asked:
+    """longest: what the model is told that no sample exceeds."""
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    # Each with tokens of its own: of what is said twice it does not show who sees it.
+    ids = torch.arange(3, 3 + len(positions))
+    parts = zip(ids.split(list(lengths)), positions.split(list(lengths)), strict=True)
+    alone = [run(_inputs(one.to(device), at.to(device))) for one, at in parts]
+    where = bounds(positions, max(longest, *lengths))
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in where.items()}
+    return _Asked(_inputs(ids.to(device), positions.to(device)) | moved, torch.cat(alone, dim=1).float())
+
+
+def _inputs(ids: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+    return {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
 
 
 def _tried(
@@ -88,25 +126,42 @@ def _tried(
     device: torch.device,
     dtype: torch.dtype,
     run: Run,
-    expected: Callable[[], torch.Tensor],
-    longest: int,
+    asked: Sequence[_Asked],
 ) -> str | None:
     """Why not, after the model was run with it: an architecture's own code decides what becomes of the bounds that it
     is given."""
-    seen: set[trial.Heads] = set()
-    positions = torch.cat(_POSITIONS)
-    where = bounds(positions, max(longest, *map(len, _POSITIONS)))
-    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in where.items()}
+    seen: dict[trial.Heads, None] = {}
+    name = type(model).__name__
     try:
         with installed(model, trial.remembering(kernel, seen)):
-            found = run(_inputs(positions, device) | moved).float()
-        away = float((found - expected()).norm() / expected().norm())
-        if not away <= ROUNDING[dtype]:
-            return f"what {type(model).__name__} makes of two samples differs by {away:.2g} from what it makes of each"
-        if kernel is ONE_BY_ONE:
-            return None
+            for inputs, expected in asked:
+                away = float((run(inputs).float() - expected).norm() / expected.norm())
+                if not away <= ROUNDING[dtype]:
+                    return f"what {name} makes of two samples differs by {away:.2g} from what it makes of each"
+        reason = _window_unseen(model, seen, asked[0].inputs["max_length_q"])
+        if reason is not None or kernel is ONE_BY_ONE:
+            return reason
         return next(filter(None, (trial.difference(kernel, heads, device, dtype) for heads in seen)), None)
-    except torch.OutOfMemoryError:
-        raise
+    except torch.AcceleratorError as error:
+        # Nothing can be computed on the GPU after it, with whatever kernel.
+        raise InternalError(
+            f"attention by {kernel.name} broke the GPU's state: {_first_line(error)}; set training.flashAttn: sdpa"
+        ) from error
     except Exception as error:  # whatever an architecture, a kernel or a compiler raises
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return _first_line(error)
+
+
+def _window_unseen(model: PreTrainedModel, seen: dict[trial.Heads, None], longest: int) -> str | None:
+    """A window that is in a model's mask, and that its layers do not ask for."""
+    if not seen:
+        return f"{type(model).__name__} does not come to it"
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ("sliding_attention",))
+    if window and slides and window < longest and all(heads.window != window for heads in seen):
+        return f"layers of {type(model).__name__} do not say that they see {window} tokens only"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,10 +12,12 @@ from typing import Any, cast
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores
+from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores, Unsupported
 
 BLOCK = 128
 """Tokens of a block, torch's own choice."""
+RECOMPILATIONS = 64
+"""Of the kernel where blocks are not compiled."""
 
 
 def sample_blocks(bounds: torch.Tensor, tokens: int, window: int = 0) -> BlockMask:
@@ -57,13 +59,15 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
 ) -> torch.Tensor:
-    """(tokens, heads, width) each; `samples.blocks` has to have the layer's window."""
-    assert samples.blocks is not None
+    """(tokens, heads, width) each. Raises Unsupported where `samples.blocks` does not have the layer's window."""
+    blocks = (samples.blocks or {}).get(scores.window)
+    if blocks is None:
+        raise Unsupported(f"a window of {scores.window} tokens, which is not the model's")
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    found, aux = _function(query.device)(
+    found, aux = _attention(query.device)(
         q, k, v,
         score_mod=None if scores.softcap is None else _capped(scores.softcap, query.device),
-        block_mask=samples.blocks[scores.window],
+        block_mask=blocks,
         scale=scores.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=scores.sinks is not None),
@@ -84,14 +88,21 @@ def _capped(softcap: float, device: torch.device) -> Any:
     return capped
 
 
-def _function(device: torch.device) -> Any:
+def _attention(device: torch.device) -> Any:
     """Compiled, as it is a kernel then and not a product of all tokens; within a compiled block it becomes one."""
-    return flex_attention if torch.compiler.is_compiling() or device.type != "cuda" else _compiled()
+    return flex_attention if torch.compiler.is_compiling() or device.type != "cuda" else _as_kernel
+
+
+def _as_kernel(*args: Any, **kwargs: Any) -> Any:
+    # Code for a number of tokens, then for any; for each window, and for what of a layer's inputs has a gradient. Past
+    # its limit the compiler would go back to all pairs of tokens, and say so in passing.
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS, fail_on_recompile_limit_hit=True):
+        return _compiled()(*args, **kwargs)
 
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)
 
 
 def _why_not(device: torch.device, _: torch.dtype) -> str | None:
@@ -102,4 +113,4 @@ def _why_not(device: torch.device, _: torch.dtype) -> str | None:
     return None if has_triton() else "FlexAttention needs Triton, which is not here"
 
 
-FLEX = Kernel(f"FlexAttention of torch {torch.__version__}", attend, _why_not, special=True, blocks=True)
+FLEX = Kernel(f"FlexAttention of torch {torch.__version__}", attend, _why_not, blocks=True)

@@ -56,9 +56,9 @@ class Kernel:
     attend: Attend
     why_not: Callable[[torch.device, torch.dtype], str | None]
     """Why it cannot be used on a device; None where it can."""
-    special: bool = False
-    """It does soft-capped scores and learnt sinks."""
     blocks: bool = False
     """It wants `Samples.blocks`."""
+    rows: bool = False
+    """Samples of one length, without anything special, go to torch's kernels for the rows of a batch instead."""
     active: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
     """What has to be so while it is used."""

@@ -33,7 +33,8 @@ def one_by_one(
 def dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scores: Scores
 ) -> torch.Tensor:
-    """Rows of a batch with a mask, true where a token is seen; None: all that are not after it.
+    """Rows of a batch with a mask, true where a token is seen; None: all that are not after it, of which the last is
+    the last key.
 
     query (rows, heads, length, width), key and value (rows, kv heads, keys, width) -> as query. The mask's window is in
     it already.
@@ -49,7 +50,7 @@ def dense(
     if scores.softcap is not None:
         found = scores.softcap * torch.tanh(found / scores.softcap)
     if mask is None:
-        mask = torch.ones(found.shape[-2:], dtype=torch.bool, device=found.device).tril()
+        mask = torch.ones(found.shape[-2:], dtype=torch.bool, device=found.device).tril(key.shape[2] - query.shape[2])
     found = found.masked_fill(~mask, torch.finfo(found.dtype).min)
     if scores.sinks is not None:
         sinks = scores.sinks.float().view(1, -1, 1, 1).expand(*found.shape[:3], 1)
@@ -62,4 +63,4 @@ def _only_cpus(device: torch.device, _: torch.dtype) -> str | None:
     return None if device.type == "cpu" else "samples one by one are for CPUs"
 
 
-ONE_BY_ONE = Kernel("one by one, on a CPU", one_by_one, _only_cpus, special=True)
+ONE_BY_ONE = Kernel("one by one, on a CPU", one_by_one, _only_cpus, rows=True)

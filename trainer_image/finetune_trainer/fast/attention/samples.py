@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from finetune_trainer.fast.attention.flex import sample_blocks
-from finetune_trainer.fast.attention.kernel import Attend, Kernel, Samples, Scores, Unsupported
+from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores, Unsupported
 from finetune_trainer.fast.attention.reference import dense
 
 NAME = "finetune_samples"
@@ -22,12 +22,12 @@ BLOCKS = "sample_blocks"
 """The argument of a model under which `Samples.blocks` comes to its layers."""
 
 
-def attention_by(attend: Attend) -> Any:
+def attention_by(kernel: Kernel) -> Any:
     """transformers' interface to a kernel: query (1, heads, tokens, width), key and value (1, kv heads, tokens, width)
     -> (1, tokens, heads, width).
 
     Where a batch has no bounds of samples (evaluation, generation), it is computed with a mask. Raises Unsupported for
-    dropout, and for what the kernel does not do.
+    dropout, for a mask that a model's own code has made, and for what the kernel does not do.
     """
 
     def attention(
@@ -57,14 +57,16 @@ def attention_by(attend: Attend) -> Any:
             )  # fmt: skip
         if dropout or options.get("position_bias") is not None:
             raise Unsupported(f"attention with {'dropout' if dropout else 'a bias of positions'}")
+        if attention_mask is not None and attention_mask.numel() > 1:
+            raise Unsupported("attention with a mask of the model's own")
         if scores.window >= max_length_q:
             scores = scores._replace(window=0)
         device = query.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
         q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
-        if same_length and not scores.window and not scores.special:
+        if same_length and kernel.rows and not scores.window and not scores.special:
             return rows_of_samples(q, k, v, max_length_q, scaling)[None], None
-        return attend(q, k, v, Samples(cu_seq_lens_q, max_length_q, sample_blocks), scores)[None], None
+        return kernel.attend(q, k, v, Samples(cu_seq_lens_q, max_length_q, sample_blocks), scores)[None], None
 
     return attention
 
@@ -90,11 +92,24 @@ def installed(model: PreTrainedModel, kernel: Kernel) -> Iterator[None]:
         stack.enter_context(kernel.active())
         if kernel.blocks:
             stack.callback(model.base_model.register_forward_pre_hook(_add_blocks, with_kwargs=True).remove)
-        AttentionInterface.register(NAME, attention_by(kernel.attend))
+        AttentionInterface.register(NAME, attention_by(kernel))
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-        model.set_attn_implementation(NAME)
+        stack.callback(model.set_attn_implementation, _implementations(model.config))
+        model.set_attn_implementation(_for_text(model.config))
         yield
+
+
+def _implementations(config: PreTrainedConfig) -> dict[str, Any]:
+    """Of a model and its parts, as transformers takes them."""
+    parts = {key: getattr(config, key) for key in config.sub_configs}
+    found = {key: _implementations(part) for key, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **found}
+
+
+def _for_text(config: PreTrainedConfig) -> dict[str, Any]:
+    """What decodes text has it: pictures are seen with another attention."""
+    text = config.get_text_config(decoder=True)
+    return {"": NAME, **{key: {"": NAME} for key in config.sub_configs if getattr(config, key) is text}}
 
 
 def _add_blocks(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

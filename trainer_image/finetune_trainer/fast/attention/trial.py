@@ -32,14 +32,14 @@ class Heads(NamedTuple):
     sinks: bool
 
 
-def remembering(kernel: Kernel, seen: set[Heads]) -> Kernel:
-    """The same kernel; with which heads it is called is put into `seen`."""
+def remembering(kernel: Kernel, seen: dict[Heads, None]) -> Kernel:
+    """The same kernel; with which heads it is called is put into `seen`, in their order."""
 
     def attend(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
     ) -> torch.Tensor:
         shapes = (query.shape[1], key.shape[1], query.shape[2], value.shape[2])
-        seen.add(Heads(*shapes, scores.scaling, scores.window, scores.softcap, scores.sinks is not None))
+        seen[Heads(*shapes, scores.scaling, scores.window, scores.softcap, scores.sinks is not None)] = None
         return kernel.attend(query, key, value, samples, scores)
 
     return replace(kernel, attend=attend)

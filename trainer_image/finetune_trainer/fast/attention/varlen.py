@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,9 +27,12 @@ _GENERATIONS = {"FA3": (9,), "FA4": (9, 10)}
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
 ) -> torch.Tensor:
-    """(tokens, heads, width) each. Raises Unsupported for soft-capped scores and learnt sinks."""
+    """(tokens, heads, width) each. Raises Unsupported for soft-capped scores, learnt sinks, and values of another
+    width, which torch does not know of where it compiles."""
     if scores.special:
         raise Unsupported(f"attention with {scores.special}")
+    if value.shape[2] != query.shape[2]:
+        raise Unsupported(f"values of {value.shape[2]} numbers with queries of {query.shape[2]}")
     kernel, knows_groups = _function()
     options = {"enable_gqa": key.shape[1] != query.shape[1]} if knows_groups else {}
     # A window of n tokens is the token itself and n - 1 before it.
@@ -73,7 +77,9 @@ def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _why_not_installed(which: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    reason = _why_not(device, dtype)
+    module, _ = PACKAGES[which]
+    reason = None if _is_installed(module) else f"{module} is not installed"
+    reason = reason or _why_not(device, dtype)
     if reason is not None:
         return reason
     if torch.cuda.get_device_capability(device)[0] not in _GENERATIONS[which]:
@@ -83,19 +89,13 @@ def _why_not_installed(which: str, device: torch.device, dtype: torch.dtype) -> 
     return None
 
 
-def installed_packages() -> Iterator[Kernel]:
-    """Of FlashAttention, the fastest first."""
-    for which, (module, name) in PACKAGES.items():
-        if _is_installed(module):
-            why_not = partial(_why_not_installed, which)
-            yield Kernel(name, attend, why_not, active=partial(_in_place_of_torchs, which))
-
-
 def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:  # of the package that it would be in
-        return False
+    """Without importing any of it: what a package raises then is told by the trial."""
+    package, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not rest:
+        return spec is not None
+    return any((Path(folder) / rest).is_dir() for folder in spec.submodule_search_locations or ())
 
 
 @contextmanager
@@ -110,4 +110,9 @@ def _in_place_of_torchs(which: str) -> Iterator[None]:
         attention.restore_flash_attention_impl()
 
 
-TORCHS = Kernel(f"varlen_attn of torch {torch.__version__}", attend, _why_not)
+TORCHS = Kernel(f"varlen_attn of torch {torch.__version__}", attend, _why_not, rows=True)
+INSTALLED = tuple(
+    Kernel(name, attend, partial(_why_not_installed, which), active=partial(_in_place_of_torchs, which))
+    for which, (_, name) in PACKAGES.items()
+)
+"""FlashAttention's packages, the fastest first."""
