@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.errors import DiskFull, TrainerError, Unavailable
 from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri, StoreLimits
-from tests.fault_proxy import Fault, FaultProxy, always, first
+from tests.fault_proxy import Decision, Fault, FaultProxy, Request, always, first
 from tests.s3 import QUICK
 from tests.storage_trees import LARGE, entry_of, make_tree, names
 
@@ -96,6 +99,79 @@ def test_a_download_goes_on_where_it_broke_off(
     assert (tmp_path / "copy").read_bytes() == content
 
 
+def third_read(fault: Fault) -> Decision:
+    """Of a large object: a part of it."""
+    numbers = itertools.count()
+    return lambda request: fault if request.method == "GET" and next(numbers) == 2 else None
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
+@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.RESET, Fault.SLOW_DOWN_503])
+def test_parts_of_a_large_download_go_on_where_they_broke_off(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, fault: Fault, known: bool
+) -> None:
+    content = os.urandom(LARGE + 12_345)
+    faulty.put_bytes(folder_uri, content)
+    proxy.seen.clear()
+    proxy.decide = third_read(fault)
+
+    faulty.get_file(folder_uri, tmp_path / "copy", entry_of(content) if known else None)
+
+    assert (tmp_path / "copy").read_bytes() == content
+    assert len(proxy.methods("GET")) == 5  # the whole object once, each of three parts, and one of them again
+
+
+def test_a_part_that_changes_on_the_wire_is_noticed(
+    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    content = os.urandom(LARGE)
+    faulty.put_bytes(folder_uri, content)
+    proxy.decide = third_read(Fault.CORRUPT)
+    with pytest.raises(CorruptObject, match="SHA-256"):
+        faulty.get_file(folder_uri, tmp_path / "copy", entry_of(content))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_object_that_is_replaced_while_it_is_read(
+    faulty: ObjectStore, proxy: FaultProxy, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    store.put_bytes(folder_uri, os.urandom(LARGE))
+    seen = itertools.count()
+
+    def replace_before_the_third(request: Request) -> None:
+        if request.method == "GET" and next(seen) == 2:
+            store.put_bytes(folder_uri, os.urandom(LARGE))
+
+    proxy.decide = replace_before_the_third
+    with pytest.raises(Unavailable, match=r"at http.* was replaced while it was read"):
+        faulty.get_file(folder_uri, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("object-parts")]
+
+
+def test_a_store_that_knows_no_ranges_is_named(tmp_path: Path, s3_environment: dict[str, str]) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"x" * LARGE
+            self.send_response(200)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = ObjectStore(S3Config(endpoint=f"http://127.0.0.1:{server.server_port}"), limits=QUICK)
+        with pytest.raises(Unavailable, match=r"with something else \(the whole object\); use an object store that"):
+            store.get_file(S3Uri("bucket", "large"), tmp_path / "copy")
+        server.shutdown()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_download_that_always_breaks_off_leaves_no_file(
     faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
 ) -> None:
@@ -160,8 +236,11 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_named_and_leaves_no_part(store: ObjectStore, folder_uri: S3Uri, tmp_path: Path) -> None:
-    store.put_bytes(folder_uri, os.urandom(6 * 2**20))
+@pytest.mark.parametrize("size", [6 * 2**20, LARGE])
+def test_a_full_disk_is_named_and_leaves_no_part(
+    store: ObjectStore, folder_uri: S3Uri, tmp_path: Path, size: int
+) -> None:
+    store.put_bytes(folder_uri, os.urandom(size))
     with file_size_limit(2**20), pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/copy.*MiB free"):
         store.get_file(folder_uri, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
+from finetune_trainer.errors import Unavailable
 from finetune_trainer.storage.failures import explain, explained, is_wire_failure
 from finetune_trainer.storage.uri import S3Uri
 
@@ -20,26 +21,55 @@ if TYPE_CHECKING:
 
 
 class ObjectReader(io.RawIOBase):
-    """The content of one object, in order. After a failure of the wire it goes on where it was.
+    """The content of one object, or of a part of it, in order. After a failure of the wire it goes on where it was.
 
     The entity tag of the first answer is asked for again each time, so an object that is replaced meanwhile is an
     error, never a mixture of two.
     """
 
-    def __init__(self, client: S3Client, uri: S3Uri, endpoint: str, *, attempts: int, backoff_seconds: float) -> None:
+    def __init__(
+        self,
+        client: S3Client,
+        uri: S3Uri,
+        endpoint: str,
+        *,
+        attempts: int,
+        backoff_seconds: float,
+        part: tuple[int, int, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            part: where it begins and ends, and the object's entity tag; None: the whole object.
+        """
         super().__init__()
         self._client = client
         self._uri = uri
         self._endpoint = endpoint
         self._attempts = attempts
         self._backoff = backoff_seconds
-        self._position = 0
-        self._etag: str | None = None
+        self._etag: str | None
+        self._position, self._end, self._etag = part or (0, 0, None)
+        self._until_end = part is None
         self._body: Any = None
-        self.size = 0
-        """Bytes of the whole object."""
         with explained(uri, endpoint, "read"):
             self._resume(failures=0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole object; of a part, where it ends."""
+        return self._end
+
+    def part(self, start: int, end: int) -> ObjectReader:
+        """Bytes `start` to `end` (excluded) of the object, by a connection of their own."""
+        assert self._etag is not None, "the first answer has one"
+        return ObjectReader(
+            self._client,
+            self._uri,
+            self._endpoint,
+            attempts=self._attempts,
+            backoff_seconds=self._backoff,
+            part=(start, end, self._etag),
+        )
 
     def readable(self) -> bool:
         return True
@@ -54,7 +84,7 @@ class ObjectReader(io.RawIOBase):
         failures = 0
         while True:
             if self._body is None:
-                if self._position >= self.size:
+                if self._position >= self._end:
                     return b""
                 # botocore has tried this request several times when it fails: that is final.
                 with explained(self._uri, self._endpoint, "read"):
@@ -81,12 +111,19 @@ class ObjectReader(io.RawIOBase):
         request: GetObjectRequestTypeDef = {"Bucket": self._uri.bucket, "Key": self._uri.key}
         if self._etag is not None:
             request["IfMatch"] = self._etag
-        if self._position:
-            request["Range"] = f"bytes={self._position}-"
+        if self._position or not self._until_end:
+            request["Range"] = f"bytes={self._position}-{'' if self._until_end else self._end - 1}"
         answer = self._client.get_object(**request)
+        if "Range" in request and not answer.get("ContentRange", "").startswith(f"bytes {self._position}-"):
+            answer["Body"].close()
+            raise Unavailable(
+                f"{self._endpoint} answers a request for a part of {self._uri} with something else"
+                f" ({answer.get('ContentRange') or 'the whole object'}); use an object store that reads ranges",
+                reason="ObjectStoreUnavailable",
+            )
         self._body = answer["Body"]
         if self._etag is None:
-            self._etag, self.size = answer["ETag"], answer["ContentLength"]
+            self._etag, self._end = answer["ETag"], answer["ContentLength"]
 
     def _drop(self) -> None:
         body, self._body = self._body, None

@@ -7,6 +7,7 @@ import hmac
 import io
 import math
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from botocore.exceptions import BotoCoreError
 from finetune_trainer.contract import FileEntry
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.errors import InternalError, Unavailable, UsageError
-from finetune_trainer.storage import tree
+from finetune_trainer.storage import parts, tree
 from finetune_trainer.storage.endpoint import check_endpoint
 from finetune_trainer.storage.failures import CorruptObject, explained
 from finetune_trainer.storage.reader import ObjectReader
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 """What S3 servers other than Amazon's expect where no region is named."""
 
-_CHUNK = 2**18
-"""Bytes that are hashed and written at a time: they stay in the processor's cache."""
 _BUFFER = 4 * 2**20
 _PART = 16 * 2**20  # bytes
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -55,6 +54,8 @@ class StoreLimits:
     """Before the first renewed try of a broken download; doubled each time."""
     connections: int = 4
     """Files that are transferred at the same time."""
+    parts: int = min(16, max(4, len(os.sched_getaffinity(0))))
+    """Of large files, read at the same time: more than processors only take turns."""
     page: int = 1000
     """Objects per request of a listing or a deletion; S3 allows no more."""
 
@@ -77,7 +78,7 @@ class ObjectStore:
                     connect_timeout=self.limits.connect_seconds,
                     read_timeout=self.limits.read_seconds,
                     retries={"mode": "standard", "total_max_attempts": self.limits.attempts},
-                    max_pool_connections=self.limits.connections * 3,
+                    max_pool_connections=self.limits.connections * 3 + self.limits.parts,
                     request_checksum_calculation="when_supported",
                     response_checksum_validation="when_supported",
                     s3={"addressing_style": "path"} if endpoint else {},
@@ -92,6 +93,7 @@ class ObjectStore:
         self.endpoint: str = self._client.meta.endpoint_url
         """For messages."""
         self._session = session
+        self._slots = threading.Semaphore(self.limits.parts)
 
     def seal(self, content: bytes) -> bytes | None:
         """What only a holder of the same secret key can make of some content (HMAC-SHA256, 32 bytes): more than the
@@ -138,15 +140,15 @@ class ObjectStore:
         try:
             with explain_full_disk(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
-                    self._consume(uri, file.write, expect)
+                with partial.open("w+b") as file:
+                    self._consume(uri, file, expect)
                 partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
     def check(self, uri: S3Uri, expect: FileEntry) -> None:
         """Read an object and compare it with its entry. Raises CorruptObject, or InputMissing."""
-        self._consume(uri, lambda chunk: None, expect)
+        self._consume(uri, None, expect)
 
     def open_stream(self, uri: S3Uri) -> io.BufferedReader:
         """The content of an object as a binary stream (iterate for lines). It survives broken connections."""
@@ -239,20 +241,24 @@ class ObjectStore:
             backoff_seconds=self.limits.backoff_seconds,
         )
 
-    def _consume(self, uri: S3Uri, sink: Callable[[bytes], object], expect: FileEntry | None) -> None:
+    def _consume(self, uri: S3Uri, file: BinaryIO | None, expect: FileEntry | None) -> None:
         """Read an object whole. Where nobody knows its SHA-256, as of somebody's model, none is computed: large files
         take a third longer with it."""
-        digest, size = hashlib.sha256(), 0
+        digest = hashlib.sha256()
+        seen = digest.update if expect is not None else None
         with self._reader(uri) as reader:
-            while chunk := reader.next(_CHUNK):
-                if expect is not None:
-                    digest.update(chunk)
-                size += len(chunk)
-                sink(chunk)
+            if expect is not None and reader.size != expect.size_bytes:
+                raise CorruptObject(f"{uri} has {reader.size} bytes, not the {expect.size_bytes} of its manifest")
+            if file is not None and reader.size > parts.PART:
+                parts.read_into(reader, file, connections=self.limits.parts, slots=self._slots, seen=seen)
+            else:
+                while chunk := reader.next(parts.CHUNK):
+                    if seen is not None:
+                        seen(chunk)
+                    if file is not None:
+                        file.write(chunk)
         if expect is None:
             return
-        if size != expect.size_bytes:
-            raise CorruptObject(f"{uri} has {size} bytes, not the {expect.size_bytes} of its manifest")
         if digest.hexdigest() != expect.sha256:
             raise CorruptObject(f"{uri} has SHA-256 {digest.hexdigest()}, not {expect.sha256} as its manifest says")
 

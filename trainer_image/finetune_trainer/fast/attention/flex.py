@@ -39,7 +39,7 @@ def sample_blocks(bounds: torch.Tensor, tokens: int, window: int = 0) -> BlockMa
         some &= first[:, None] - last[None, :] < window
         full &= last[:, None] - first[None, :] < window
     partly = some & ~full
-    partly.fill_diagonal_(True)  # the value
+    partly.fill_diagonal_(True)
 
     def seen(_row: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         found = (query >= key) & (sample[query] == sample[key])
