@@ -54,7 +54,7 @@ class StoreLimits:
     """Before the first renewed try of a broken download; doubled each time."""
     connections: int = 4
     """Files that are transferred at the same time."""
-    parts: int = min(16, max(4, len(os.sched_getaffinity(0))))
+    parts: int = min(16, max(4, os.cpu_count() or 0))
     """Of large files, read at the same time: more than processors only take turns."""
     page: int = 1000
     """Objects per request of a listing or a deletion; S3 allows no more."""
