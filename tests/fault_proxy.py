@@ -27,6 +27,10 @@ class Fault(Enum):
     """Half of the answer's body arrives, then the connection ends."""
     CORRUPT = auto()
     """The answer's body arrives with one bit changed."""
+    SHORT_RANGE = auto()
+    """Where a part was asked for, half of it is answered as if it were all."""
+    NO_RANGE = auto()
+    """Where a part was asked for, the whole object is answered, as it was asked for before."""
     ERROR_500 = auto()
     SLOW_DOWN_503 = auto()
     EXPIRED_TOKEN = auto()
@@ -69,6 +73,8 @@ class FaultProxy:
     target: str
     decide: Decision = lambda request: None
     seen: list[Request] = field(default_factory=list)
+    whole: tuple[int, dict[str, str], bytes] = (404, {}, b"")
+    """The last answer with a whole object."""
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -136,6 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.SLOW:
             time.sleep(_SLOW_SECONDS)
         status, headers, content = self._ask(body)
+        if fault is Fault.NO_RANGE and status == 206:
+            # A header cannot be left out of a request that is signed with it.
+            status, headers, content = self.owner.whole
+        if self.command == "GET" and status == 200:
+            self.owner.whole = status, headers, content
+        if fault is Fault.SHORT_RANGE and status == 206:
+            content = content[: len(content) // 2]
+            unit, _, rest = headers["Content-Range"].partition(" ")
+            first, total = int(rest.partition("-")[0]), rest.partition("/")[2]
+            headers["Content-Range"] = f"{unit} {first}-{first + len(content) - 1}/{total}"
         if fault is Fault.RESET_ANSWER:
             return self._reset()
         if fault is Fault.CORRUPT and content:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_trainer.contract.config import S3Config
 from finetune_trainer.errors import DiskFull, TrainerError, Unavailable
-from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri, StoreLimits
+from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri, StoreLimits, parts
 from tests.fault_proxy import Decision, Fault, FaultProxy, Request, always, first
 from tests.s3 import QUICK
 from tests.storage_trees import LARGE, entry_of, make_tree, names
@@ -99,76 +101,127 @@ def test_a_download_goes_on_where_it_broke_off(
     assert (tmp_path / "copy").read_bytes() == content
 
 
-def third_read(fault: Fault) -> Decision:
-    """Of a large object: a part of it."""
-    numbers = itertools.count()
-    return lambda request: fault if request.method == "GET" and next(numbers) == 2 else None
+def read_number(which: int, fault: Fault) -> Decision:
+    """The first read is of the whole object, others are of parts."""
+    numbers = itertools.count(1)
+    return lambda request: fault if request.method == "GET" and next(numbers) == which else None
+
+
+@pytest.fixture
+def small_parts(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of a part: many fit in an object that is quickly made."""
+    monkeypatch.setattr(parts, "PART", 2**18)
+    monkeypatch.setattr(parts, "CHUNK", 2**16)
+    return parts.PART
+
+
+def in_parts(proxy: FaultProxy, **changes: Any) -> ObjectStore:
+    """A client that reads two parts at a time."""
+    return ObjectStore(S3Config(endpoint=proxy.endpoint), limits=replace(QUICK, parts=2, **changes))
+
+
+def part_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("object-parts")]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
-@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.RESET, Fault.SLOW_DOWN_503])
-def test_parts_of_a_large_download_go_on_where_they_broke_off(
-    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, fault: Fault, known: bool
+@pytest.mark.parametrize("rest", [-1, 0, 1, 77])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_a_large_object_is_read_in_parts(
+    proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, small_parts: int, count: int, rest: int, known: bool
 ) -> None:
-    content = os.urandom(LARGE + 12_345)
-    faulty.put_bytes(folder_uri, content)
+    store = in_parts(proxy)
+    content = os.urandom(count * small_parts + rest)
+    store.put_bytes(folder_uri, content)
     proxy.seen.clear()
-    proxy.decide = third_read(fault)
 
-    faulty.get_file(folder_uri, tmp_path / "copy", entry_of(content) if known else None)
+    store.get_file(folder_uri, tmp_path / "copy", entry_of(content) if known else None)
 
     assert (tmp_path / "copy").read_bytes() == content
-    assert len(proxy.methods("GET")) == 5  # the whole object once, each of three parts, and one of them again
+    count = math.ceil(len(content) / small_parts)
+    assert len(proxy.methods("GET")) == (1 + count if count > 1 else 1)
+    assert part_threads() == []
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_several_large_objects_share_the_connections(proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path) -> None:
+    store = in_parts(proxy)
+    contents = {f"{number}.bin": os.urandom(2**21 + number) for number in range(5)}
+    for name, content in contents.items():
+        store.put_bytes(folder_uri.child(name), content)
+    store.get_tree(folder_uri, tuple(entry_of(content, name) for name, content in contents.items()), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == contents
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.RESET, Fault.SLOW_DOWN_503, Fault.SHORT_RANGE])
+def test_parts_go_on_where_they_broke_off(proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, fault: Fault) -> None:
+    store = in_parts(proxy)
+    content = os.urandom(2**21 + 12_345)
+    store.put_bytes(folder_uri, content)
+    proxy.decide = read_number(3, fault)
+    store.get_file(folder_uri, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
 def test_a_part_that_changes_on_the_wire_is_noticed(
-    faulty: ObjectStore, proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+    proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, known: bool
 ) -> None:
-    content = os.urandom(LARGE)
-    faulty.put_bytes(folder_uri, content)
-    proxy.decide = third_read(Fault.CORRUPT)
-    with pytest.raises(CorruptObject, match="SHA-256"):
-        faulty.get_file(folder_uri, tmp_path / "copy", entry_of(content))
+    """Of what has no manifest by the sum that the store keeps of the whole object."""
+    store = in_parts(proxy)
+    content = os.urandom(2**21)
+    store.put_bytes(folder_uri, content)
+    proxy.decide = read_number(3, Fault.CORRUPT)
+    with pytest.raises(CorruptObject, match="SHA-256" if known else "its CRC-32 is another"):
+        store.get_file(folder_uri, tmp_path / "copy", entry_of(content) if known else None)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_a_large_object_that_is_replaced_while_it_is_read(
-    faulty: ObjectStore, proxy: FaultProxy, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
+    proxy: FaultProxy, store: ObjectStore, folder_uri: S3Uri, tmp_path: Path
 ) -> None:
-    store.put_bytes(folder_uri, os.urandom(LARGE))
-    seen = itertools.count()
+    """The first failure is told, and nothing goes on after it."""
+    store.put_bytes(folder_uri, os.urandom(2**22))
+    numbers = itertools.count(1)
 
     def replace_before_the_third(request: Request) -> None:
-        if request.method == "GET" and next(seen) == 2:
-            store.put_bytes(folder_uri, os.urandom(LARGE))
+        if request.method == "GET" and next(numbers) == 3:
+            store.put_bytes(folder_uri, os.urandom(2**22))
 
     proxy.decide = replace_before_the_third
     with pytest.raises(Unavailable, match=r"at http.* was replaced while it was read"):
-        faulty.get_file(folder_uri, tmp_path / "copy")
+        in_parts(proxy).get_file(folder_uri, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("object-parts")]
+    assert part_threads() == []
+    assert len(proxy.methods("GET")) <= 5  # of sixteen
 
 
-def test_a_store_that_knows_no_ranges_is_named(tmp_path: Path, s3_environment: dict[str, str]) -> None:
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b"x" * LARGE
-            self.send_response(200)
-            self.send_header("ETag", '"1"')
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            with suppress(OSError):
-                self.wfile.write(body)
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
+def test_a_store_that_ignores_ranges_gives_objects_whole(
+    proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path, known: bool
+) -> None:
+    store = in_parts(proxy)
+    content = os.urandom(2**21 + 5)
+    store.put_bytes(folder_uri, content)
+    proxy.decide = lambda request: Fault.NO_RANGE if request.method == "GET" else None
+    store.get_file(folder_uri, tmp_path / "copy", entry_of(content) if known else None)
+    assert (tmp_path / "copy").read_bytes() == content
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = ObjectStore(S3Config(endpoint=f"http://127.0.0.1:{server.server_port}"), limits=QUICK)
-        with pytest.raises(Unavailable, match=r"with something else \(the whole object\); use an object store that"):
-            store.get_file(S3Uri("bucket", "large"), tmp_path / "copy")
-        server.shutdown()
+@pytest.mark.usefixtures("s3_environment")
+def test_a_broken_download_from_a_store_that_ignores_ranges_says_so(
+    proxy: FaultProxy, folder_uri: S3Uri, tmp_path: Path
+) -> None:
+    store = in_parts(proxy)
+    store.put_bytes(folder_uri, os.urandom(2**20))
+    proxy.decide = lambda request: {1: Fault.TRUNCATE}.get(len(proxy.methods("GET")), Fault.NO_RANGE)
+    proxy.seen.clear()
+    with pytest.raises(Unavailable, match=r"with something else \(the whole object\); use an object store that reads"):
+        store.get_file(folder_uri, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -45,7 +45,7 @@ class Topology:
         if node_rank >= nodes:
             raise TopologyError(f"{rank_variable}={node_rank} does not fit PET_NNODES={nodes}; ranks count from 0")
         address, port = _master(environment, nodes)
-        return cls(nodes, node_rank, processes, address, port, threads=max(1, _cores() // processes))
+        return cls(nodes, node_rank, processes, address, port, threads=max(1, cores() // processes))
 
     @property
     def world_size(self) -> int:
@@ -142,11 +142,11 @@ def _free_port() -> int:
         return port
 
 
-def _cores() -> int:
+def cores() -> int:
     """CPU cores that this container may use: the scheduler's mask, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0))
+    found = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, max(1, int(quota) // int(period)))
+        return min(found, max(1, int(quota) // int(period)))
     except (OSError, ValueError):  # no control group of version 2, or "max": no quota
-        return cores
+        return found

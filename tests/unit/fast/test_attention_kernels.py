@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn.attention import current_flash_attention_impl, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import AttentionInterface, AutoModelForCausalLM, PhimoeConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, Llama4TextConfig, PhimoeConfig
 
 from finetune_trainer.contract.vocabulary import FlashAttn
 from finetune_trainer.errors import InternalError
@@ -213,6 +214,15 @@ PHIMOE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_memory_that_runs_out_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(choice, "_candidates", candidates(replace(ONE_BY_ONE, attend=full, rows=False), ONE_BY_ONE))
+    with pytest.raises(torch.OutOfMemoryError):
+        best(tiny_model("llama"))
+
+
 def test_what_only_a_models_mask_says_is_no_reason_to_go_without_it() -> None:
     """A window that its layers do not ask for; chunks; blocks of another kind."""
     windowed = AutoModelForCausalLM.from_config(PhimoeConfig(**PHIMOE), dtype=torch.float32)
@@ -221,11 +231,12 @@ def test_what_only_a_models_mask_says_is_no_reason_to_go_without_it() -> None:
     ):
         best(windowed)
     assert best(windowed, longest=16) is ONE_BY_ONE  # none is longer
+    config = Llama4TextConfig(**{**PHIMOE, "attention_chunk_size": 16, "head_dim": 16})
+    with torch.device("meta"):
+        chunked = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(attention.Unsupported, match="Llama4ForCausalLM looks at chunks of 16 tokens"):
+        best(chunked)
     model = tiny_model("llama")
-    model.config.attention_chunk_size = 16
-    with pytest.raises(attention.Unsupported, match="looks at chunks of 16 tokens"):
-        best(model)
-    del model.config.attention_chunk_size
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(attention.Unsupported, match="has layers of other kinds: linear_attention"):
         best(model)
@@ -306,7 +317,7 @@ def test_outside_compiled_blocks_lengths_share_one_kernel(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         torch, "compile", lambda function, **options: compile_(function, **{"backend": "aot_eager", **options})
     )
-    flex._compiled.cache_clear()
+    monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
     monkeypatch.setattr(flex, "_attention", lambda _: flex._as_kernel)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -319,7 +330,6 @@ def test_outside_compiled_blocks_lengths_share_one_kernel(monkeypatch: pytest.Mo
             expected = one_by_one(q, k, v, samples, scores)
             torch.testing.assert_close(flex.attend(q, k, v, samples, scores), expected, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
-    flex._compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("differentiable")

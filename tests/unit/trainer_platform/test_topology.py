@@ -113,7 +113,7 @@ def test_words_for_processes(visible: str, nproc: str, processes: int) -> None:
 
 
 def test_threads_share_the_cores() -> None:
-    cores = module._cores()
+    cores = module.cores()
     assert 1 <= cores <= len(os.sched_getaffinity(0))
     assert Topology.from_env({"PET_NPROC_PER_NODE": "1"}).threads == cores
     assert Topology.from_env({"PET_NPROC_PER_NODE": "1000"}).threads == 1

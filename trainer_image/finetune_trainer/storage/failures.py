@@ -118,6 +118,11 @@ def explain(error: Exception, uri: S3Uri, endpoint: str, purpose: Purpose) -> Tr
     return InternalError(f"{uri} at {endpoint}: {type(error).__name__}: {error}", reason="ObjectStoreError")
 
 
+def replaced(uri: S3Uri, endpoint: str) -> Unavailable:
+    """The error that an object is another one than it was."""
+    return Unavailable(f"{uri} at {endpoint} was replaced while it was read; run again", reason="ObjectChanged")
+
+
 def _refused(error: b.ClientError, uri: S3Uri, endpoint: str, purpose: Purpose) -> TrainerError:
     answer = error.response.get("Error", {})
     code = str(answer.get("Code", ""))
@@ -156,7 +161,7 @@ def _refused(error: b.ClientError, uri: S3Uri, endpoint: str, purpose: Purpose) 
             reason="ObjectStoreUnavailable",
         )
     if status == 412:
-        return Unavailable(f"{uri} at {endpoint} was replaced while it was read; run again", reason="ObjectChanged")
+        return replaced(uri, endpoint)
     return InternalError(
         f"{endpoint} refused {error.operation_name} of {uri}: {code} (HTTP {status}): {answer.get('Message', '')}",
         reason="ObjectStoreError",

@@ -12,12 +12,18 @@ from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from finetune_trainer.errors import Unavailable
-from finetune_trainer.storage.failures import explain, explained, is_wire_failure
+from finetune_trainer.storage.failures import explain, explained, is_wire_failure, replaced
 from finetune_trainer.storage.uri import S3Uri
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
+
+
+class RangesIgnored(Unavailable):
+    """A store that answers a request for a part of an object with the whole of it."""
+
+    default_reason = "ObjectStoreUnavailable"
 
 
 class ObjectReader(io.RawIOBase):
@@ -49,15 +55,22 @@ class ObjectReader(io.RawIOBase):
         self._backoff = backoff_seconds
         self._etag: str | None
         self._position, self._end, self._etag = part or (0, 0, None)
-        self._until_end = part is None
+        self._is_part = part is not None
         self._body: Any = None
+        self.crc32: str | None = None
+        """Of the whole object, in base 64, where the store has told it."""
         with explained(uri, endpoint, "read"):
             self._resume(failures=0)
 
     @property
     def size(self) -> int:
-        """Bytes of the whole object; of a part, where it ends."""
+        """Bytes of the whole object."""
+        assert not self._is_part, "a part does not know"
         return self._end
+
+    def pause(self) -> None:
+        """Give the connection up; the next bytes come by another one."""
+        self._drop()
 
     def part(self, start: int, end: int) -> ObjectReader:
         """Bytes `start` to `end` (excluded) of the object, by a connection of their own."""
@@ -82,15 +95,15 @@ class ObjectReader(io.RawIOBase):
     def next(self, size: int) -> bytes:
         """The next bytes, `size` or fewer; none at the end."""
         failures = 0
-        while True:
+        while self._position < self._end:
             if self._body is None:
-                if self._position >= self._end:
-                    return b""
                 # botocore has tried this request several times when it fails: that is final.
                 with explained(self._uri, self._endpoint, "read"):
                     self._resume(failures)
             try:
-                data: bytes = self._body.read(size)
+                data: bytes = self._body.read(min(size, self._end - self._position))
+                if not data:
+                    raise ConnectionError(f"the answer ended at byte {self._position} of {self._end}")
             except (BotoCoreError, Urllib3Error, ConnectionError, TimeoutError) as error:
                 self._drop()
                 failures += 1
@@ -99,6 +112,7 @@ class ObjectReader(io.RawIOBase):
                 continue
             self._position += len(data)
             return data
+        return b""
 
     def close(self) -> None:
         if not self.closed:
@@ -111,19 +125,27 @@ class ObjectReader(io.RawIOBase):
         request: GetObjectRequestTypeDef = {"Bucket": self._uri.bucket, "Key": self._uri.key}
         if self._etag is not None:
             request["IfMatch"] = self._etag
-        if self._position or not self._until_end:
-            request["Range"] = f"bytes={self._position}-{'' if self._until_end else self._end - 1}"
+        if self._position or self._is_part:
+            request["Range"] = f"bytes={self._position}-{self._end - 1}"
         answer = self._client.get_object(**request)
-        if "Range" in request and not answer.get("ContentRange", "").startswith(f"bytes {self._position}-"):
-            answer["Body"].close()
-            raise Unavailable(
-                f"{self._endpoint} answers a request for a part of {self._uri} with something else"
-                f" ({answer.get('ContentRange') or 'the whole object'}); use an object store that reads ranges",
-                reason="ObjectStoreUnavailable",
-            )
         self._body = answer["Body"]
         if self._etag is None:
             self._etag, self._end = answer["ETag"], answer["ContentLength"]
+            self.crc32 = answer.get("ChecksumCRC32")
+        else:
+            self._check("Range" in request, answer)
+
+    def _check(self, ranged: bool, answer: Any) -> None:
+        """Whether a later answer goes on with the first: not every store heeds what it is asked for."""
+        if answer.get("ETag", self._etag) != self._etag:
+            self._drop()
+            raise replaced(self._uri, self._endpoint)
+        if ranged and not answer.get("ContentRange", "").startswith(f"bytes {self._position}-"):
+            self._drop()
+            raise RangesIgnored(
+                f"{self._endpoint} answers a request for a part of {self._uri} with something else"
+                f" ({answer.get('ContentRange') or 'the whole object'}); use an object store that reads ranges"
+            )
 
     def _drop(self) -> None:
         body, self._body = self._body, None

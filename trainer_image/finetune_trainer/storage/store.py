@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import io
@@ -9,10 +10,11 @@ import math
 import os
 import threading
 import uuid
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -27,6 +29,7 @@ from finetune_trainer.storage.endpoint import check_endpoint
 from finetune_trainer.storage.failures import CorruptObject, explained
 from finetune_trainer.storage.reader import ObjectReader
 from finetune_trainer.storage.uri import S3Uri
+from finetune_trainer.topology import cores
 from finetune_trainer.workspace import explain_full_disk
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ DEFAULT_REGION = "us-east-1"
 """What S3 servers other than Amazon's expect where no region is named."""
 
 _BUFFER = 4 * 2**20
-_PART = 16 * 2**20  # bytes
+_UPLOADED_PART = 16 * 2**20  # bytes
 _MAX_PARTS = 9_000  # S3 allows 10,000
 
 
@@ -54,7 +57,7 @@ class StoreLimits:
     """Before the first renewed try of a broken download; doubled each time."""
     connections: int = 4
     """Files that are transferred at the same time."""
-    parts: int = min(16, max(4, os.cpu_count() or 0))
+    parts: int = field(default_factory=lambda: min(16, max(4, cores())))
     """Of large files, read at the same time: more than processors only take turns."""
     page: int = 1000
     """Objects per request of a listing or a deletion; S3 allows no more."""
@@ -92,6 +95,7 @@ class ObjectStore:
             ) from error
         self.endpoint: str = self._client.meta.endpoint_url
         """For messages."""
+        self._client.meta.events.register("before-sign.s3.GetObject", _without_checksum_of_part)
         self._session = session
         self._slots = threading.Semaphore(self.limits.parts)
 
@@ -114,7 +118,7 @@ class ObjectStore:
 
         Its SHA-256 is computed from the bytes that were sent. `name` is the entry's path, by default the file's name.
         """
-        part = max(_PART, math.ceil(path.stat().st_size / _MAX_PARTS))
+        part = max(_UPLOADED_PART, math.ceil(path.stat().st_size / _MAX_PARTS))
         config = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=2)
         config.max_in_memory_upload_chunks = 3  # of s3transfer, whose default of 10 would hold 160 MiB of each file
         with path.open("rb") as file, explained(uri, self.endpoint, "write"):
@@ -243,24 +247,50 @@ class ObjectStore:
 
     def _consume(self, uri: S3Uri, file: BinaryIO | None, expect: FileEntry | None) -> None:
         """Read an object whole. Where nobody knows its SHA-256, as of somebody's model, none is computed: large files
-        take a third longer with it."""
-        digest = hashlib.sha256()
-        seen = digest.update if expect is not None else None
+        take a third longer with it. A CRC that the store has of such an object as a whole is compared: botocore does
+        so too, but not with parts."""
+        digest, crc = hashlib.sha256(), None
         with self._reader(uri) as reader:
             if expect is not None and reader.size != expect.size_bytes:
                 raise CorruptObject(f"{uri} has {reader.size} bytes, not the {expect.size_bytes} of its manifest")
+            # Of parts that were uploaded one by one it is a sum of sums, with their number behind.
+            if expect is None and reader.crc32 is not None and "-" not in reader.crc32:
+                crc = _Crc32()
+            seen = digest.update if expect is not None else crc.update if crc is not None else None
             if file is not None and reader.size > parts.PART:
-                parts.read_into(reader, file, connections=self.limits.parts, slots=self._slots, seen=seen)
+                parts.read_into(reader, file, parts=self.limits.parts, slots=self._slots, seen=seen)
             else:
                 while chunk := reader.next(parts.CHUNK):
                     if seen is not None:
                         seen(chunk)
                     if file is not None:
                         file.write(chunk)
+            if crc is not None and crc.text != reader.crc32:
+                raise CorruptObject(f"{uri} at {self.endpoint} did not come as it is there: its CRC-32 is another")
         if expect is None:
             return
         if digest.hexdigest() != expect.sha256:
             raise CorruptObject(f"{uri} has SHA-256 {digest.hexdigest()}, not {expect.sha256} as its manifest says")
+
+
+def _without_checksum_of_part(request: Any, **_: Any) -> None:
+    # Some servers answer a range with the sum of the whole object, which botocore then finds wrong.
+    if "Range" in request.headers and "x-amz-checksum-mode" in request.headers:
+        del request.headers["x-amz-checksum-mode"]
+
+
+class _Crc32:
+    """As S3 tells it."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    @property
+    def text(self) -> str:
+        return base64.b64encode(self._value.to_bytes(4, "big")).decode()
 
 
 class _Hashing:

@@ -25,6 +25,7 @@ ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 SAMPLES = (9, 14)
 """Tokens of those that a model is asked with."""
 EQUAL_SAMPLES = (9, 9)
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 Run = Callable[[dict[str, Any]], torch.Tensor]
 """A model's inputs -> its last hidden states (1, tokens, width)."""
@@ -53,7 +54,10 @@ def best_kernel(
     if reason is None:
         try:
             asked = [_asked(SAMPLES, longest, device, run), _asked(EQUAL_SAMPLES, EQUAL_SAMPLES[0], device, run)]
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a model's own code wants that is not given here
+            _raise_if_gpu_is_broken(device, type(model).__name__, error)
             reason = f"{type(model).__name__} cannot be run on a few tokens: {_first_line(error)}"
     _raise_first(reason)
     reasons = []
@@ -95,7 +99,7 @@ def _own_attention(model: PreTrainedModel, longest: int) -> str | None:
     if getattr(config, "attention_dropout", 0.0):
         return "the model's attention has dropout"
     # What only a mask says, samples of a few tokens do not show.
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KINDS)
     if others:
         return f"{name} has layers of other kinds: {', '.join(map(str, others))}"
     chunk = getattr(config, "attention_chunk_size", None)
@@ -142,13 +146,25 @@ def _tried(
         if reason is not None or kernel is ONE_BY_ONE:
             return reason
         return next(filter(None, (trial.difference(kernel, heads, device, dtype) for heads in seen)), None)
-    except torch.AcceleratorError as error:
-        # Nothing can be computed on the GPU after it, with whatever kernel.
-        raise InternalError(
-            f"attention by {kernel.name} broke the GPU's state: {_first_line(error)}; set training.flashAttn: sdpa"
-        ) from error
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever an architecture, a kernel or a compiler raises
+        _raise_if_gpu_is_broken(device, kernel.name, error)
         return _first_line(error)
+
+
+def _raise_if_gpu_is_broken(device: torch.device, what: str, error: Exception) -> None:
+    """After some errors nothing can be computed any more, with whatever kernel; who met one first is told only here."""
+    broken = isinstance(error, torch.AcceleratorError)
+    if device.type == "cuda" and not broken:
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            broken = True
+    if broken:
+        raise InternalError(
+            f"attention by {what} broke the GPU's state: {_first_line(error)}; set training.flashAttn: sdpa"
+        ) from error
 
 
 def _window_unseen(model: PreTrainedModel, seen: dict[trial.Heads, None], longest: int) -> str | None:
