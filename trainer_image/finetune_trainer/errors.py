@@ -82,3 +82,8 @@ class PermissionDenied(TrainerError):
 class ConfigError(TrainerError):
     exit_code = ExitCode.CONFIG
     default_reason = "BrokenConfiguration"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to 200 characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.contract import CheckpointManifest, FileEntry, TrainerConfig
-from finetune_trainer.errors import InputMissing, TrainerError, UsageError
+from finetune_trainer.errors import InputMissing, TrainerError, UsageError, first_line
 from finetune_trainer.storage import BUCKET_MISSING, MANIFEST, CorruptObject, ObjectStore, S3Uri
 
 _STEP = re.compile(r"step-(\d+)")
@@ -165,7 +165,7 @@ class CheckpointStore:
             manifest = CheckpointManifest.model_validate_json(self._store.get_bytes(uri.child(MANIFEST)))
         except (ValidationError, UsageError, InputMissing) as error:
             _raise_if_bucket_missing(error)
-            return f"its manifest cannot be read: {str(error).splitlines()[0]}"
+            return f"its manifest cannot be read: {first_line(error)}"
         if manifest.uid != self._uid:
             return f"it belongs to another job (uid {manifest.uid})"
         if manifest.config_sha256 != self._digest:

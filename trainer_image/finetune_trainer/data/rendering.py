@@ -13,7 +13,7 @@ from transformers.utils import chat_template_utils
 
 from finetune_trainer.data.conversation import Conversation, Message
 from finetune_trainer.data.rows import RowError
-from finetune_trainer.errors import UsageError
+from finetune_trainer.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:
-        raise UsageError(f"the tokenizer's chat template cannot be chosen: {_first_line(error)}") from None
+        raise UsageError(f"the tokenizer's chat template cannot be chosen: {first_line(error)}") from None
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, ...]:
@@ -120,8 +120,4 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[st
 
 
 def _refused(error: BaseException) -> RowError:
-    return RowError(f"the chat template refuses the conversation: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    return RowError(f"the chat template refuses the conversation: {first_line(error)}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.vocabulary import Strategy
 from finetune_trainer.data import Prompt
+from finetune_trainer.distributed import told_by_all
 from finetune_trainer.evaluation.text import METRICS
 from finetune_trainer.methods.lora import quiet_peft
 from finetune_trainer.model import autocast, end_tokens
@@ -63,10 +64,7 @@ def answer(
     for turn in range(turns):
         chosen = own[turn * size : (turn + 1) * size] or own[:1]
         answers |= zip(chosen, _generate(model, tokenizer, [texts[i] for i in chosen], config, device), strict=True)
-    if world > 1:
-        gathered: list[dict[int, str]] = [{}] * world
-        dist.all_gather_object(gathered, answers)
-        answers = {index: text for part in gathered for index, text in part.items()}
+    answers = {index: text for part in told_by_all(answers) for index, text in part.items()}
     return [answers[index] for index in range(len(texts))] if rank == 0 else []
 
 

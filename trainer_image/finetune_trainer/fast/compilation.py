@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch._dynamo import exc as dynamo
 
+from finetune_trainer.errors import first_line
 from finetune_trainer.fast import swiglu_groups
 from finetune_trainer.fast.offload import Offload
 
@@ -41,7 +42,7 @@ def why_not(device: torch.device) -> str | None:
     try:
         found = torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # whatever a compiler, its cache or a missing tool may raise
-        return f"torch.compile fails here: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return f"torch.compile fails here: {type(error).__name__}: {first_line(error)}"
     return None if float(found.sum()) == 24.0 else "torch.compile computes something else here"
 
 
@@ -137,7 +138,7 @@ class _Code:
         self._from_inputs = None
         logger.info(
             "torch.compile: blocks are recomputed by a checkpoint around them: %s",
-            (str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+            first_line(error),
         )
 
 

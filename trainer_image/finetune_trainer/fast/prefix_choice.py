@@ -16,7 +16,7 @@ from torch import nn
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.distributed import told_by_all
-from finetune_trainer.errors import UsageError
+from finetune_trainer.errors import UsageError, first_line
 from finetune_trainer.fast.attention import ROUNDING, Unsupported
 from finetune_trainer.fast.choice import causal_of, unfit
 from finetune_trainer.fast.prefix_blocks import Boundary, Unusable
@@ -217,7 +217,7 @@ def disagreement(job: PrefixJob, boundary: Boundary) -> tuple[str | None, torch.
     except (Unusable, Unsupported, TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return f"{name}: {str(error).strip().splitlines()[0][:200]}", None
+        return f"{name}: {first_line(error)}", None
     finally:
         causal.train(training)
     if _difference(one, other, spans) > REPEATABLE * limit:

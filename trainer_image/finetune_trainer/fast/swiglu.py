@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from finetune_trainer.errors import first_line
 from finetune_trainer.quantized.adapters import columns
 
 MOST_RANKS = 64
@@ -181,7 +182,7 @@ def why_not(device: torch.device, dtype: torch.dtype, rank: int) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler, its cache or a missing tool may raise
-        return f"its kernels fail here: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return f"its kernels fail here: {type(error).__name__}: {first_line(error)}"
     expected = *forward(gate, up, *adapters), *backward(gate, up, *slopes, *adapters)
     errors = [
         float((one.float() - other.float()).norm() / other.float().norm())

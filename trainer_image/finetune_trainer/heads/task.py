@@ -15,6 +15,7 @@ from finetune_trainer.contract import TrainerConfig
 from finetune_trainer.contract.vocabulary import HeadTask as Kind
 from finetune_trainer.contract.vocabulary import Merge, Method, Objective, Strategy
 from finetune_trainer.data import PreparedData
+from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.heads import HeadScores, majority_scores, mean_scores, tuned_scores
 from finetune_trainer.heads.rows import LabeledCollator, LabeledRows
@@ -111,13 +112,8 @@ class HeadTask:
                 predicted = outputs.argmax(1) if self._kind is Kind.CLASSIFICATION else outputs.squeeze(1)
                 losses = head_losses(self._kind, outputs, moved["wanted"])
                 found.append(torch.stack([losses.double(), predicted.double()], 1).cpu().numpy())
-        shares: list[Any] = [np.concatenate(found)]
-        if world > 1:
-            own = shares[0]
-            shares = [None] * world
-            dist.all_gather_object(shares, own)
         table = np.zeros((len(rows), 2))
-        for number, part in enumerate(shares):
+        for number, part in enumerate(told_by_all(np.concatenate(found))):
             table[number::world] = part
         return table[:, 0], table[:, 1]
 

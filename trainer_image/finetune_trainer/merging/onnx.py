@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_trainer.errors import InternalError, UsageError
+from finetune_trainer.errors import InternalError, UsageError, first_line
 
 FILE = "model.onnx"
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -64,7 +64,7 @@ def export_onnx(model: PreTrainedModel, folder: Path) -> float:
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise UsageError(
-            f"--format onnx: torch cannot export {type(model).__name__}: {str(error).splitlines()[0]}; use safetensors"
+            f"--format onnx: torch cannot export {type(model).__name__}: {first_line(error)}; use safetensors"
         ) from error
     assert program is not None
     program.save(str(folder / FILE))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from finetune_trainer.contract import TrainerConfig
+from finetune_trainer.distributed import told_by_all
 from finetune_trainer.model import autocast
 from finetune_trainer.preferences.policy import Judge
 from finetune_trainer.preferences.rows import AnswerCollator, LogProbs
@@ -54,11 +55,7 @@ def reference_log_probs(
                 logger.info("log-probabilities before tuning: %d of %d", done, len(own))
                 alive()
     found = np.zeros((total, 2), dtype=np.float32)
-    shares: list[LogProbs | None] = [np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.float32)]
-    if world > 1:
-        own_share = shares[0]
-        shares = [None] * world
-        dist.all_gather_object(shares, own_share)
-    for number, share in enumerate(shares):
+    own_share = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.float32)
+    for number, share in enumerate(told_by_all(own_share)):
         found[number::world] = share
     return found

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from finetune_trainer.errors import first_line
+
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 ALIGNMENT = 16
@@ -196,9 +198,5 @@ def why_not(device: torch.device) -> str | None:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return f"{name} has no products in FP8, which came with compute capability 8.9 ({_first_line(error)})"
+        return f"{name} has no products in FP8, which came with compute capability 8.9 ({first_line(error)})"
     return None if right else f"products in FP8 are wrong on {device}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -247,17 +247,18 @@ class ObjectStore:
 
     def _consume(self, uri: S3Uri, file: BinaryIO | None, expect: FileEntry | None) -> None:
         """Read an object whole. Where nobody knows its SHA-256, as of somebody's model, none is computed: large files
-        take a third longer with it. A CRC that the store has of such an object as a whole is compared: botocore does
-        so too, but not with parts."""
+        take a third longer with it. A CRC that the store has of such an object as a whole is compared by botocore, and
+        here where it comes in parts."""
         digest, crc = hashlib.sha256(), None
         with self._reader(uri) as reader:
             if expect is not None and reader.size != expect.size_bytes:
                 raise CorruptObject(f"{uri} has {reader.size} bytes, not the {expect.size_bytes} of its manifest")
-            # Of parts that were uploaded one by one it is a sum of sums, with their number behind.
-            if expect is None and reader.crc32 is not None and "-" not in reader.crc32:
-                crc = _Crc32()
-            seen = digest.update if expect is not None else crc.update if crc is not None else None
+            seen: parts.Seen | None = digest.update if expect is not None else None
             if file is not None and reader.size > parts.PART:
+                # Of parts that were uploaded one by one it is a sum of sums, with their number behind.
+                if seen is None and reader.crc32 is not None and "-" not in reader.crc32:
+                    crc = _Crc32()
+                    seen = crc.update
                 parts.read_into(reader, file, parts=self.limits.parts, slots=self._slots, seen=seen)
             else:
                 while chunk := reader.next(parts.CHUNK):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract.vocabulary import FlashAttn
 from finetune_trainer.distributed import told_by_all
-from finetune_trainer.errors import InternalError
+from finetune_trainer.errors import InternalError, first_line
 from finetune_trainer.fast.attention import trial
 from finetune_trainer.fast.attention.flex import FLEX
 from finetune_trainer.fast.attention.kernel import Kernel, Unsupported
@@ -58,7 +58,7 @@ def best_kernel(
             raise
         except Exception as error:  # whatever a model's own code wants that is not given here
             _raise_if_gpu_is_broken(device, type(model).__name__, error)
-            reason = f"{type(model).__name__} cannot be run on a few tokens: {_first_line(error)}"
+            reason = f"{type(model).__name__} cannot be run on a few tokens: {first_line(error)}"
     _raise_first(reason)
     reasons = []
     for kernel in _candidates(wanted, device):
@@ -150,7 +150,7 @@ def _tried(
         raise
     except Exception as error:  # whatever an architecture, a kernel or a compiler raises
         _raise_if_gpu_is_broken(device, kernel.name, error)
-        return _first_line(error)
+        return first_line(error)
 
 
 def _raise_if_gpu_is_broken(device: torch.device, what: str, error: Exception) -> None:
@@ -163,7 +163,7 @@ def _raise_if_gpu_is_broken(device: torch.device, what: str, error: Exception) -
             broken = True
     if broken:
         raise InternalError(
-            f"attention by {what} broke the GPU's state: {_first_line(error)}; set training.flashAttn: sdpa"
+            f"attention by {what} broke the GPU's state: {first_line(error)}; set training.flashAttn: sdpa"
         ) from error
 
 
@@ -177,7 +177,3 @@ def _window_unseen(model: PreTrainedModel, seen: dict[trial.Heads, None], longes
     if window and slides and window < longest and all(heads.window != window for heads in seen):
         return f"layers of {type(model).__name__} do not say that they see {window} tokens only"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
