@@ -49,8 +49,8 @@ class Setting:
 
 PLAIN: Mapping[str, Any] = {"flash_attn": "sdpa", "torch_compile": "never", "cache_frozen_prefix": "never"}
 """Without any of the fast paths."""
-FAST: Mapping[str, Any] = {"flash_attn": "auto", "torch_compile": "always"}
-"""All of them. `auto` does not compile runs as short as these."""
+FAST: Mapping[str, Any] = {"flash_attn": "varlen", "torch_compile": "always"}
+"""All of them. `auto` waits for no compiler in runs as short as these."""
 LIGER: Mapping[str, Any] = {"enable_liger_kernel": True, "pure_bf16": True, "bf16": False}
 """LLaMA-Factory's options for speed and memory: Liger's kernels, adapters in bf16 and, `bf16` off, no autocast."""
 

@@ -35,7 +35,9 @@ def attention_bytes(work: Workload, batch: Batch) -> int:
     pairs = batch.rows * batch.length**2
     mask = work.narrow * pairs if _masked(work) else 0
     # bf16 soft-capped scores, fp32 softmax, its 16-bit copy (compare 5as/h of Korthikanti et al., section 4.1).
-    scores = (2 * work.narrow + 4) * work.known.shape.heads * pairs if work.known.shape.keeps_scores else 0
+    shape = work.known.shape
+    kept = shape.keeps_scores or (shape.caps_scores and not work.paths.capped)
+    scores = (2 * work.narrow + 4) * shape.heads * pairs if kept else 0
     return mask + scores
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_trainer.contract.compiling import may_be_long
 from finetune_trainer.contract.vocabulary import (
     FlashAttn,
     LoraVariant,
@@ -18,8 +19,6 @@ from finetune_trainer.contract.vocabulary import (
     Switch,
 )
 
-WORTH_COMPILING = 300
-"""Micro-batches of a training from which on `torchCompile: auto` compiles (`finetune_trainer.fast.choice`)."""
 OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
 """Methods for which PEFT puts positions of its own into rows or attention."""
 PLAIN_VARIANTS = frozenset(LoraVariant) - {LoraVariant.DORA}
@@ -32,6 +31,8 @@ class Paths:
 
     samples: bool = False
     """Attention over samples one after the other: no mask, and keys of a group are not repeated."""
+    capped: bool = False
+    """The same for scores that are soft-capped: they are not kept."""
     shared: bool = False
     """Adapters take the layer's input as it is, without a copy in fp32 that autocast narrows again."""
     fused: bool = False
@@ -54,11 +55,14 @@ def paths_of(spec: FineTuneJobSpec) -> Paths:
     noisy = spec.training.neftune_alpha is not None
     wanted = spec.training.flash_attn
     samples = fits and narrow and not noisy and (on_gpu or wanted is FlashAttn.VARLEN) and wanted is not FlashAttn.SDPA
+    # Kernels that cap scores are compiled, which a short training does not wait for unless it is told to.
+    waits = wanted is not FlashAttn.AUTO or _may_be_long(spec)
     plain = spec.lora is None or (spec.lora.variant in PLAIN_VARIANTS and not spec.lora.dropout)
     shared = spec.method.uses_lora and narrow and plain
     fused = shared and (on_gpu or spec.training.fuse_adapters is Switch.ALWAYS)
     return Paths(
         samples=samples,
+        capped=samples and on_gpu and waits,
         shared=shared,
         fused=fused and spec.training.fuse_adapters is not Switch.NEVER,
         compiled=fits and spec.training.torch_compile is Switch.ALWAYS,
@@ -74,6 +78,8 @@ def may_compile(spec: FineTuneJobSpec) -> bool:
         return False
     if spec.method is Method.QLORA and spec.quantization and spec.quantization.type is QuantizationType.INT8:
         return False
-    # Rows of a micro-batch are not known here: one is the fewest.
-    rows = max(1, training.batch_size // spec.resources.gpus)
-    return training.max_steps is None or training.max_steps * rows >= WORTH_COMPILING
+    return _may_be_long(spec)
+
+
+def _may_be_long(spec: FineTuneJobSpec) -> bool:
+    return may_be_long(spec.training.max_steps, max(1, spec.training.batch_size // max(1, spec.resources.gpus)))

@@ -157,7 +157,8 @@ def best(model: Any, longest: int = 32) -> Kernel:
         return found
 
     with torch.no_grad():
-        return attention.best_kernel(model.eval(), CPU, torch.float32, FlashAttn.VARLEN, run, longest)
+        wanted = attention.Wanted(FlashAttn.VARLEN, longest, 0, waits=True)
+        return attention.best_kernel(model.eval(), CPU, torch.float32, wanted, run)
 
 
 def test_the_next_kernel_is_taken_where_one_fails_or_is_wrong(
@@ -269,45 +270,61 @@ def test_a_model_with_soft_capped_scores_gets_the_kernel_that_caps(monkeypatch: 
 def test_kernels_come_in_the_order_of_their_speed() -> None:
     gpu = torch.device("cuda")
 
-    def names(wanted: FlashAttn, device: torch.device) -> list[str]:
+    def names(how: FlashAttn, device: torch.device, micro_batches: int = 0, *, waits: bool = False) -> list[str]:
+        wanted = attention.Wanted(how, 2048, micro_batches, waits)
         return [kernel.name.split(" of torch")[0] for kernel in choice._candidates(wanted, device)]
 
-    packages = ["FlashAttention 3", "FlashAttention 4"]
-    # FlexAttention has to be asked for.
-    assert names(FlashAttn.AUTO, gpu) == [*packages, "varlen_attn"]
-    assert names(FlashAttn.VARLEN, gpu) == [*packages, "varlen_attn", "FlexAttention"]
+    ready = ["FlashAttention 3", "varlen_attn"]
+    made = ["FlashAttention 4", *ready, "FlexAttention"]
+    # Those whose code is made first are for trainings that are long enough for it, or that have no other.
+    assert names(FlashAttn.AUTO, gpu) == ready
+    assert names(FlashAttn.AUTO, gpu, waits=True) == [*ready, "FlashAttention 4", "FlexAttention"]
+    assert names(FlashAttn.AUTO, gpu, choice.WORTH_FLASH4) == made
+    assert names(FlashAttn.VARLEN, gpu) == made
     assert names(FlashAttn.FLEX, gpu) == ["FlexAttention"]
     assert names(FlashAttn.VARLEN, CPU) == ["one by one, on a CPU"]
 
 
-def installed_package(folder: Path) -> Path:
-    """The modules by which torch finds FlashAttention 4."""
-    (folder / "flash_attn" / "cute").mkdir(parents=True)
-    (folder / "flash_attn" / "__init__.py").touch()
-    (folder / "flash_attn" / "cute" / "__init__.py").touch()
-    (folder / "flash_attn" / "cute" / "interface.py").write_text("_flash_attn_fwd = _flash_attn_bwd = print\n")
-    return folder
+def test_a_token_that_goes_to_another_expert_is_no_reason_against_a_kernel() -> None:
+    """Rounding decides between experts that a router likes alike."""
+    expected = (torch.randn(1, 9, 8), torch.randn(1, 14, 8))
+    found = torch.cat(expected, dim=1)
+    found[:, 3] = 0.0
+    assert choice._away(found, expected) == 0.0
+    # A whole sample that is wrong is one, also a short one, and so is what is no number.
+    found[:, :9] += 1.0
+    assert choice._away(found, expected) > 0.1
+    assert not choice._away(found * float("nan"), expected) <= 1.0
+
+
+FLASH3_PACKAGE = """
+import torch
+
+operators = torch.library.Library("flash_attn_3", "DEF")
+operators.define("fwd(Tensor q) -> Tensor")
+operators.define("bwd(Tensor q) -> Tensor")
+"""
 
 
 def test_an_installed_package_takes_the_place_of_torchs_kernel_for_as_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = next(one for one in varlen.INSTALLED if one.name == "FlashAttention 4")
-    assert kernel.why_not(CPU, torch.bfloat16) == "flash_attn.cute is not installed"
-    monkeypatch.syspath_prepend(str(installed_package(tmp_path)))
-    assert kernel.why_not(CPU, torch.bfloat16) == "it runs on GPUs"
-    assert "flash_attn" not in sys.modules  # it is not imported in order to be found
+    kernel = varlen.FLASH3
+    assert kernel.why_not(CPU, torch.bfloat16) == "flash_attn_interface is not installed"
     model = tiny_model("llama")
-    assert current_flash_attention_impl() is None
-    with attention.installed(model, kernel):
-        assert current_flash_attention_impl() == "FA4"
-    assert current_flash_attention_impl() is None
-    # One that is there and cannot be imported is no kernel, and leaves nothing behind.
-    missing = Kernel("missing", kernel.attend, lambda *_: None, active=lambda: varlen._in_place_of_torchs("FA3"))
-    monkeypatch.setattr(choice, "_candidates", candidates(missing))
-    with pytest.raises(attention.Unsupported, match=r"^missing: No module named 'flash_attn_interface'$"):
+    # One that cannot be imported is no kernel, and leaves nothing behind.
+    monkeypatch.setattr(choice, "_candidates", candidates(replace(kernel, why_not=lambda *_: None)))
+    with pytest.raises(attention.Unsupported, match=r"^FlashAttention 3: No module named 'flash_attn_interface'$"):
         best(model)
     assert model.config._attn_implementation == "sdpa"
+    (tmp_path / "flash_attn_interface.py").write_text(FLASH3_PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert kernel.why_not(CPU, torch.bfloat16) == "it runs on GPUs"
+    assert "flash_attn_interface" not in sys.modules  # it is not imported in order to be found
+    assert current_flash_attention_impl() is None
+    with attention.installed(model, kernel):
+        assert current_flash_attention_impl() == "FA3"
+    assert current_flash_attention_impl() is None
 
 
 @pytest.mark.usefixtures("differentiable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from finetune_trainer.contract.vocabulary import Method, Strategy
 from tests.unit.planner.models import spec, workload
 from tests.unit.planner.test_activations import GROUPED, HEADED, compare
 
-FAST = Paths(samples=True, shared=True, fused=True)
+FAST = Paths(samples=True, capped=True, shared=True, fused=True)
 
 
 # torch's compiler makes an object of every autograd function that it traces.
@@ -29,7 +30,7 @@ FAST = Paths(samples=True, shared=True, fused=True)
         (LlamaConfig(**GROUPED), Method.LORA, FAST),
         (LlamaConfig(**GROUPED), Method.FULL, Paths(samples=True)),
         (Qwen3Config(**HEADED), Method.LORA, FAST),
-        (LlamaConfig(**{**GROUPED, "num_hidden_layers": 4}), Method.LORA, Paths(True, True, True, compiled=True)),
+        (LlamaConfig(**{**GROUPED, "num_hidden_layers": 4}), Method.LORA, replace(FAST, compiled=True)),
     ],
     ids=["llama-shared", "llama-fast", "llama-full", "qwen3-fast", "llama-compiled"],
 )
@@ -41,15 +42,17 @@ def test_what_is_kept_along_the_fast_paths(config: PreTrainedConfig, method: Met
     ("changes", "expected"),
     [
         ({}, FAST),
-        ({"training": {"torchCompile": "always"}}, Paths(True, True, True, True)),
+        ({"training": {"torchCompile": "always"}}, replace(FAST, compiled=True)),
         ({"training": {"flashAttn": "sdpa"}}, Paths(shared=True, fused=True)),
-        ({"training": {"fuseAdapters": "never"}}, Paths(samples=True, shared=True)),
-        ({"lora": {"dropout": 0.1}}, Paths(samples=True)),
-        ({"lora": {"variant": "dora"}}, Paths(samples=True)),
+        ({"training": {"maxSteps": 37, "batchSize": 8}}, replace(FAST, capped=False)),
+        ({"training": {"maxSteps": 37, "batchSize": 8, "flashAttn": "flex"}}, FAST),
+        ({"training": {"fuseAdapters": "never"}}, Paths(samples=True, capped=True, shared=True)),
+        ({"lora": {"dropout": 0.1}}, Paths(samples=True, capped=True)),
+        ({"lora": {"variant": "dora"}}, Paths(samples=True, capped=True)),
         ({"training": {"precision": "fp32"}}, Paths()),
         ({"training": {"objective": "dpo"}}, Paths()),
         ({"training": {"neftuneAlpha": 5}}, Paths(shared=True, fused=True)),
-        ({"method": "full"}, Paths(samples=True)),
+        ({"method": "full"}, Paths(samples=True, capped=True)),
         ({"method": "prefix"}, Paths()),
         ({"resources": {"gpus": 0}}, Paths(shared=True)),
     ],

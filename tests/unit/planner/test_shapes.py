@@ -125,7 +125,7 @@ def test_every_family_is_held_against_transformers() -> None:
         ("qwen2-moe", {"mlp": 4 * 32 + 48, "routed": 4}),
         ("qwen2-moe-mixed", {"mlp": 4 * 1408 + 5632, "routed": 4}),
         ("qwen3-moe-mixed", {"mlp": 8 * 32, "head_norms": True}),
-        ("gemma2", {"keeps_scores": True, "norms": 4}),
+        ("gemma2", {"caps_scores": True, "keeps_scores": False, "norms": 4}),
         ("gemma3-images", {"architecture": "gemma3", "hidden": 64, "norms": 4, "head_norms": True}),
         ("phi", {"gated": False, "stepwise_gelu": True, "norms": 1}),
         ("neox", {"gated": False, "stepwise_gelu": False}),

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
+from finetune_trainer.contract.compiling import WORTH_COMPILING, may_be_long
 from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation
@@ -25,8 +26,6 @@ PLAIN_STRATEGIES = frozenset({Strategy.AUTO, Strategy.SINGLE, Strategy.DDP})
 """Strategies that leave the model as it is. The others replace its forward pass, or gather weights around it."""
 OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
 """Methods for which PEFT puts positions of its own into rows or attention."""
-WORTH_COMPILING = 300
-"""Micro-batches. Compiling takes half a minute to a minute, and saves some 0.2 seconds of each on an 8B model."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def choose(config: TrainerConfig, model: nn.Module, device: torch.device, micro_
 
     Raises UsageError where the job insists on a path that it cannot take.
     """
-    kernel = _kernel(config, model, device)
+    kernel = _kernel(config, model, device, micro_batches)
     compiled = _compiled(config, device, micro_batches)
     # The scale of gradients in fp16 is decided on the host, at every step.
     late = device.type == "cuda" and _unsharded(config) and config.training.precision is not Precision.FP16
@@ -93,7 +92,9 @@ def choose(config: TrainerConfig, model: nn.Module, device: torch.device, micro_
     return FastPaths(kernel, compiled, may_fail, _fused(config, device), late)
 
 
-def _kernel(config: TrainerConfig, model: nn.Module, device: torch.device) -> attention.Kernel | None:
+def _kernel(
+    config: TrainerConfig, model: nn.Module, device: torch.device, micro_batches: int
+) -> attention.Kernel | None:
     wanted = config.training.flash_attn
     if wanted is FlashAttn.SDPA:
         logger.info("attention: with a mask, as spec.training.flashAttn says")
@@ -108,7 +109,7 @@ def _kernel(config: TrainerConfig, model: nn.Module, device: torch.device) -> at
         reason = "the model's balancing loss counts tokens of a padding mask"
     if reason is None:
         try:
-            kernel = _best_kernel(config, causal_of(model), device)
+            kernel = _best_kernel(config, causal_of(model), device, micro_batches)
         except attention.Unsupported as error:
             reason = str(error)
         else:
@@ -121,7 +122,9 @@ def _kernel(config: TrainerConfig, model: nn.Module, device: torch.device) -> at
 
 
 @torch.no_grad()
-def _best_kernel(config: TrainerConfig, causal: PreTrainedModel, device: torch.device) -> attention.Kernel:
+def _best_kernel(
+    config: TrainerConfig, causal: PreTrainedModel, device: torch.device, micro_batches: int
+) -> attention.Kernel:
     """Raises Unsupported where there is none."""
 
     def run(inputs: dict[str, Any]) -> torch.Tensor:
@@ -129,14 +132,16 @@ def _best_kernel(config: TrainerConfig, causal: PreTrainedModel, device: torch.d
             found: torch.Tensor = causal.base_model(**inputs).last_hidden_state
             return found
 
-    training = causal.training
+    was_training = causal.training
     causal.eval()
     try:
         dtype = DTYPES[config.training.precision]
-        wanted, longest = config.training.flash_attn, config.dataset.max_length
-        return attention.best_kernel(causal, device, dtype, wanted, run, longest)
+        training = config.training
+        waits = may_be_long(training.max_steps, training.micro_batch_size * training.gradient_accumulation)
+        wanted = attention.Wanted(training.flash_attn, config.dataset.max_length, micro_batches, waits)
+        return attention.best_kernel(causal, device, dtype, wanted, run)
     finally:
-        causal.train(training)
+        causal.train(was_training)
 
 
 def _compiled(config: TrainerConfig, device: torch.device, micro_batches: int) -> bool:

@@ -165,8 +165,8 @@ def gemma(config: ConfigReader) -> KnownModel:
 
 
 def gemma2(config: ConfigReader) -> KnownModel:
-    """Gemma 2: four norms in a block; its soft-capped scores are computed eagerly (transformers has no other way)."""
-    shape = replace(read_shape(config, kv_heads=4, head_dim=256), norms=4, keeps_scores=True)
+    """Gemma 2: four norms in a block; its soft-capped scores are computed eagerly by transformers."""
+    shape = replace(read_shape(config, kv_heads=4, head_dim=256), norms=4, caps_scores=True)
     bias = config.flag("attention_bias", False)
     block = plain_block(shape, attention_of(shape, bias=bias, output_bias=bias), norms=GEMMA_NORMS)
     return decoder(shape, block, tied=config.flag("tie_word_embeddings", True))

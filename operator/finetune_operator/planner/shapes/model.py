@@ -41,6 +41,8 @@ class ModelShape:
     """Whether queries and keys are normalised head by head."""
     keeps_scores: bool = False
     """Whether attention is computed eagerly, so that its scores (heads, length, length) exist in memory."""
+    caps_scores: bool = False
+    """Whether it is, unless a kernel is taken that caps scores."""
     dropout: bool = False
     """Whether blocks draw random numbers in training."""
     routed: int = 1

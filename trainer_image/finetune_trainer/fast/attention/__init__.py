@@ -5,8 +5,8 @@ all pairs of tokens and throws away those of different samples. What is here is 
 `samples` is what transformers calls, `kernels` what there is to call in turn, `reference` what each is held against.
 """
 
-from finetune_trainer.fast.attention.choice import ROUNDING, best_kernel
+from finetune_trainer.fast.attention.choice import ROUNDING, Wanted, best_kernel
 from finetune_trainer.fast.attention.kernel import Kernel, Unsupported
 from finetune_trainer.fast.attention.samples import installed
 
-__all__ = ["ROUNDING", "Kernel", "Unsupported", "best_kernel", "installed"]
+__all__ = ["ROUNDING", "Kernel", "Unsupported", "Wanted", "best_kernel", "installed"]

@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores, Unsupported
+from finetune_trainer.fast.attention.reference import one_by_one
 
 BLOCK = 128
 """Tokens of a block, torch's own choice."""
@@ -60,14 +61,14 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
 ) -> torch.Tensor:
     """(tokens, heads, width) each. Raises Unsupported where `samples.blocks` does not have the layer's window."""
-    blocks = (samples.blocks or {}).get(scores.window)
-    if blocks is None:
-        raise Unsupported(f"a window of {scores.window} tokens, which is not the model's")
+    blocks = _blocks(samples, scores)
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     found, aux = _attention(query.device)(
         q, k, v,
         score_mod=None if scores.softcap is None else _capped(scores.softcap, query.device),
         block_mask=blocks,
+        # Not the one for a few queries, with which some shapes fail.
+        kernel_options={"BACKEND": "TRITON"},
         scale=scores.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=scores.sinks is not None),
@@ -76,6 +77,19 @@ def attend(
         # One term more in the sum that weights were divided by.
         found = found * torch.sigmoid(aux.lse - scores.sinks.float()[:, None])[..., None].to(found.dtype)
     return cast("torch.Tensor", found[0].transpose(0, 1))
+
+
+def _few(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores) -> torch.Tensor:
+    """By definition, with what FlexAttention would be given."""
+    _blocks(samples, scores)
+    return one_by_one(query, key, value, samples, scores)
+
+
+def _blocks(samples: Samples, scores: Scores) -> BlockMask:
+    blocks = (samples.blocks or {}).get(scores.window)
+    if blocks is None:
+        raise Unsupported(f"a window of {scores.window} tokens, which is not the model's")
+    return cast("BlockMask", blocks)
 
 
 def _capped(softcap: float, device: torch.device) -> Any:
@@ -102,7 +116,8 @@ def _as_kernel(*args: Any, **kwargs: Any) -> Any:
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention)
+    # One for all numbers of tokens from the beginning: each takes some ten seconds.
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _why_not(device: torch.device, _: torch.dtype) -> str | None:
@@ -113,4 +128,4 @@ def _why_not(device: torch.device, _: torch.dtype) -> str | None:
     return None if has_triton() else "FlexAttention needs Triton, which is not here"
 
 
-FLEX = Kernel(f"FlexAttention of torch {torch.__version__}", attend, _why_not, blocks=True)
+FLEX = Kernel(f"FlexAttention of torch {torch.__version__}", attend, _why_not, blocks=True, few=_few)

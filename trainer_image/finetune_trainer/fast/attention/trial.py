@@ -33,14 +33,15 @@ class Heads(NamedTuple):
 
 
 def remembering(kernel: Kernel, seen: dict[Heads, None]) -> Kernel:
-    """The same kernel; with which heads it is called is put into `seen`, in their order."""
+    """The same kernel, for a few tokens; with which heads it is called is put into `seen`, in their order."""
+    of_few = kernel.few or kernel.attend
 
     def attend(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
     ) -> torch.Tensor:
         shapes = (query.shape[1], key.shape[1], query.shape[2], value.shape[2])
         seen[Heads(*shapes, scores.scaling, scores.window, scores.softcap, scores.sinks is not None)] = None
-        return kernel.attend(query, key, value, samples, scores)
+        return of_few(query, key, value, samples, scores)
 
     return replace(kernel, attend=attend)
 

@@ -1,6 +1,6 @@
 """Kernels for samples of any length (Dao 2023, arXiv:2307.08691), by way of torch's function for them.
 
-torch carries FlashAttention 2. Where FlashAttention 3 or 4 are installed, torch lets them take its place
+torch carries FlashAttention 2. Where FlashAttention 3 is installed, torch lets it take its place
 (`torch.nn.attention.activate_flash_attention_impl`), so that graphs, autograd and the compiler see the same operator.
 """
 
@@ -10,18 +10,15 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores, Unsupported
 
-PACKAGES = {"FA3": ("flash_attn_interface", "FlashAttention 3"), "FA4": ("flash_attn.cute", "FlashAttention 4")}
-"""By torch's name of them: what they are imported as, and what people call them."""
-_GENERATIONS = {"FA3": (9,), "FA4": (9, 10)}
-"""Major compute capabilities that torch's bridges to them take."""
+FLASH3_MODULE = "flash_attn_interface"
+_FLASH3_GENERATION = 9
+"""Major compute capability that it is made for."""
 
 
 def attend(
@@ -76,34 +73,24 @@ def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _why_not_installed(which: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    module, _ = PACKAGES[which]
-    reason = None if _is_installed(module) else f"{module} is not installed"
-    reason = reason or _why_not(device, dtype)
+def _why_not_flash3(device: torch.device, dtype: torch.dtype) -> str | None:
+    installed = importlib.util.find_spec(FLASH3_MODULE) is not None
+    reason = _why_not(device, dtype) if installed else f"{FLASH3_MODULE} is not installed"
     if reason is not None:
         return reason
-    if torch.cuda.get_device_capability(device)[0] not in _GENERATIONS[which]:
-        return f"torch does not run it on {torch.cuda.get_device_name(device)}"
+    if torch.cuda.get_device_capability(device)[0] != _FLASH3_GENERATION:
+        return f"it is not made for {torch.cuda.get_device_name(device)}"
     if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
         return f"torch {torch.__version__} cannot be given it; that comes with 2.11"
     return None
 
 
-def _is_installed(module: str) -> bool:
-    """Without importing any of it: what a package raises then is told by the trial."""
-    package, _, rest = module.partition(".")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not rest:
-        return spec is not None
-    return any((Path(folder) / rest).is_dir() for folder in spec.submodule_search_locations or ())
-
-
 @contextmanager
-def _in_place_of_torchs(which: str) -> Iterator[None]:
+def _flash3() -> Iterator[None]:
     """Raises what the package raises where it cannot be used (ImportError, RuntimeError)."""
     from torch.nn import attention
 
-    attention.activate_flash_attention_impl(which)
+    attention.activate_flash_attention_impl("FA3")
     try:
         yield
     finally:
@@ -111,8 +98,4 @@ def _in_place_of_torchs(which: str) -> Iterator[None]:
 
 
 TORCHS = Kernel(f"varlen_attn of torch {torch.__version__}", attend, _why_not, rows=True)
-INSTALLED = tuple(
-    Kernel(name, attend, partial(_why_not_installed, which), active=partial(_in_place_of_torchs, which))
-    for which, (_, name) in PACKAGES.items()
-)
-"""FlashAttention's packages, the fastest first."""
+FLASH3 = Kernel("FlashAttention 3", attend, _why_not_flash3, active=_flash3)
