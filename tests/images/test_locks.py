@@ -15,7 +15,9 @@ REQUIREMENTS = ROOT / "requirements"
 DIGEST = "0" * 64
 
 
-@pytest.mark.parametrize("name", ["build.lock", "dev.lock", "operator.lock", "torch.lock", "trainer.lock"])
+@pytest.mark.parametrize(
+    "name", ["build.lock", "dev.lock", "flash4.lock", "operator.lock", "torch.lock", "trainer.lock"]
+)
 def test_every_line_is_a_package_with_hashes(name: str) -> None:
     found = locks.read(REQUIREMENTS / name)
     text = (REQUIREMENTS / name).read_text()
@@ -44,6 +46,12 @@ def test_torch_and_the_rest_of_the_trainer_do_not_overlap() -> None:
     both = [{one.name for one in locks.read(REQUIREMENTS / name)} for name in locks.IMAGES["trainer"]]
     assert both[0] & both[1] == set()
     assert {"torch", "triton"} <= both[1]
+
+
+def test_what_flash_attention_4_adds_is_not_in_the_image_already() -> None:
+    added = {one.name for one in locks.read(REQUIREMENTS / "flash4.lock")}
+    assert {"flash-attn-4", "nvidia-cutlass-dsl-libs-cu13"} <= added
+    assert not added & {one.name for one in locks.of_image("trainer", REQUIREMENTS)}
 
 
 def test_what_builds_this_project_is_pinned() -> None:

@@ -263,8 +263,12 @@ def test_a_model_with_soft_capped_scores_gets_the_kernel_that_caps(monkeypatch: 
     """The one that a GPU has no other for; here on a CPU."""
     other = replace(varlen.TORCHS, why_not=lambda *_: None)
     capping = replace(FLEX, why_not=lambda *_: None)
-    monkeypatch.setattr(choice, "_candidates", candidates(other, capping))
-    assert best(tiny_model("gemma2", sliding_window=20)) is capping
+    monkeypatch.setattr(choice, "_candidates", candidates(other, replace(capping, special_only=True)))
+    assert best(tiny_model("gemma2", sliding_window=20)).name == FLEX.name
+    # With `auto` it is for such models alone.
+    monkeypatch.setattr(choice, "_candidates", candidates(replace(capping, special_only=True)))
+    with pytest.raises(attention.Unsupported, match="it has to be asked for where scores are plain"):
+        best(tiny_model("llama"))
 
 
 def test_kernels_come_in_the_order_of_their_speed() -> None:
@@ -279,7 +283,7 @@ def test_kernels_come_in_the_order_of_their_speed() -> None:
     # Those whose code is made first are for trainings that are long enough for it, or that have no other.
     assert names(FlashAttn.AUTO, gpu) == ready
     assert names(FlashAttn.AUTO, gpu, waits=True) == [*ready, "FlashAttention 4", "FlexAttention"]
-    assert names(FlashAttn.AUTO, gpu, choice.WORTH_FLASH4) == made
+    assert names(FlashAttn.AUTO, gpu, choice.WORTH_FLASH4, waits=True) == made
     assert names(FlashAttn.VARLEN, gpu) == made
     assert names(FlashAttn.FLEX, gpu) == ["FlexAttention"]
     assert names(FlashAttn.VARLEN, CPU) == ["one by one, on a CPU"]

@@ -217,7 +217,7 @@ class Training(ApiModel):
     flash_attn: v.FlashAttn = v.FlashAttn.AUTO
     """How attention over the samples of a row is computed: `varlen` (without a mask, by the fastest kernel for
     samples of any length that does what the model asks), `flex` (by FlexAttention), `sdpa` (with a mask), or `auto`:
-    `varlen` where GPU and model allow it without FlexAttention. All give the same result."""
+    `varlen` where GPU, model and the length of the run make it worth it. All give the same result."""
     torch_compile: v.Switch = v.Switch.AUTO
     """Compile decoder blocks and loss, which takes up to a minute at the start: `always`, `never`, or `auto`: on a GPU,
     where the run is long enough to make up for it."""

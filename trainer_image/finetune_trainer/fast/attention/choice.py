@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -96,9 +97,15 @@ def _candidates(wanted: Wanted, device: torch.device) -> tuple[Kernel, ...]:
         return (FLEX,)
     if device.type == "cpu":
         return (ONE_BY_ONE,)
-    if wanted.how is FlashAttn.VARLEN or wanted.micro_batches >= WORTH_FLASH4:
+    if wanted.how is FlashAttn.VARLEN:
         return (FLASH4, FLASH3, TORCHS, FLEX)
-    return (FLASH3, TORCHS, FLASH4, FLEX) if wanted.waits else (FLASH3, TORCHS)
+    if not wanted.waits:
+        return (FLASH3, TORCHS)
+    # With a mask, special scores of all pairs of tokens are kept. Plain ones are not, and are fast enough as they are.
+    last = replace(FLEX, special_only=True)
+    if wanted.micro_batches >= WORTH_FLASH4:
+        return (FLASH4, FLASH3, TORCHS, last)
+    return (FLASH3, TORCHS, FLASH4, last)
 
 
 def _own_attention(model: PreTrainedModel, longest: int) -> str | None:
@@ -154,6 +161,8 @@ def _tried(
                 if not away <= ROUNDING[dtype]:
                     return f"what {name} makes of two samples differs by {away:.2g} from what it makes of each"
         reason = _window_unseen(model, seen, asked[0].inputs["max_length_q"])
+        if kernel.special_only and not any(heads.special for heads in seen):
+            reason = "it has to be asked for where scores are plain"
         if reason is not None or kernel is ONE_BY_ONE:
             return reason
         return next(filter(None, (trial.difference(kernel, heads, device, dtype) for heads in seen)), None)

@@ -60,6 +60,8 @@ class Kernel:
     """It wants `Samples.blocks`."""
     rows: bool = False
     """Samples of one length, without anything special, go to torch's kernels for the rows of a batch instead."""
+    special_only: bool = False
+    """It is for `Scores.special`."""
     few: Attend | None = None
     """Computes the same of a few tokens, for which code of its own would have to be made."""
     active: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)

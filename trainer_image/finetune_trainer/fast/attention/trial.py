@@ -31,6 +31,11 @@ class Heads(NamedTuple):
     softcap: float | None
     sinks: bool
 
+    @property
+    def special(self) -> bool:
+        """As `Scores.special`."""
+        return self.softcap is not None or self.sinks
+
 
 def remembering(kernel: Kernel, seen: dict[Heads, None]) -> Kernel:
     """The same kernel, for a few tokens; with which heads it is called is put into `seen`, in their order."""
