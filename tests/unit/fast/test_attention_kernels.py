@@ -289,6 +289,37 @@ def test_kernels_come_in_the_order_of_their_speed() -> None:
     assert names(FlashAttn.VARLEN, CPU) == ["one by one, on a CPU"]
 
 
+@pytest.mark.parametrize("knows_groups", [True, False])
+@pytest.mark.parametrize("heads", [HEADS, HEADS._replace(window=64), HEADS._replace(keys=4, scaling=0.3)], ids=str)
+def test_torchs_function_is_asked_for_what_the_reference_computes(
+    heads: trial.Heads, knows_groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on GPUs: here the definition stands in for it, with the names of its arguments."""
+
+    def defined(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        assert cu_seq_q is cu_seq_k
+        assert max_q == max_k >= int(cu_seq_q.diff().max())
+        assert enable_gqa == (knows_groups and query.shape[1] != key.shape[1])
+        left, right = window_size
+        assert right == 0
+        return one_by_one(query, key, value, Samples(cu_seq_q, max_q), Scores(scale, 0 if left < 0 else left + 1))
+
+    monkeypatch.setattr(varlen, "_function", lambda: (defined, knows_groups))
+    assert trial.difference(varlen.TORCHS, heads, CPU, torch.float32) is None
+
+
 def test_a_token_that_goes_to_another_expert_is_no_reason_against_a_kernel() -> None:
     """Rounding decides between experts that a router likes alike."""
     expected = (torch.randn(1, 9, 8), torch.randn(1, 14, 8))

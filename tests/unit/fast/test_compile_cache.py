@@ -285,6 +285,8 @@ def test_code_that_calls_other_operators_is_not_shared(config: TrainerConfig, mo
 
 
 def test_own_code_is_that_of_all_operators() -> None:
-    files = {path for folder in compile_cache.OPERATORS for path in folder.glob("*.py")}
+    """Each of them changes it."""
     package = Path(compile_cache.__file__).parents[1]
-    assert {path for path in package.rglob("*.py") if "torch.library.custom_op" in path.read_text()} <= files
+    operators = {path for path in package.rglob("*.py") if "torch.library.custom_op" in path.read_text()}
+    assert len(operators) >= 6
+    assert operators <= set(compile_cache.operator_files())

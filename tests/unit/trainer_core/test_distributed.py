@@ -270,6 +270,8 @@ def test_a_process_that_fails_does_not_take_leave_of_the_others(tmp_path: Path) 
 
     def work(context: RunContext) -> None:
         with pytest.raises(Unavailable), process_group(context, torch.device("cpu")):
+            # The first holds the addresses of both: it may not end before they are connected.
+            torch.distributed.barrier()
             raise Unavailable("the store is away")
         assert torch.distributed.is_initialized()
 

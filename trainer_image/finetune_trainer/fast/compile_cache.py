@@ -74,8 +74,12 @@ def uri_of(config: TrainerConfig, device: torch.device) -> S3Uri:
 def own_code() -> str:
     """A digest of the code that has operators of ours. Compiled code calls them by their names and counts on the shapes
     that they gave, of which torch's keys know nothing."""
-    files = sorted(path for folder in OPERATORS for path in folder.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in operator_files())).hexdigest()
+
+
+def operator_files() -> list[Path]:
+    """The code of the packages with operators."""
+    return sorted(path for folder in OPERATORS for path in folder.rglob("*.py"))
 
 
 class CompileCache(TrainerCallback):
