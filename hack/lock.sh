@@ -26,12 +26,12 @@ keep=()
 for name in $(sed -n 's/==.*//p' requirements/trainer.lock); do keep+=(--no-emit-package "$name"); done
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
   --constraint requirements/trainer.lock "${keep[@]}" --output-file requirements/torch.lock requirements/torch.txt
-# What FlashAttention 4 needs beyond all that.
+# What FlashAttention 4 needs beyond all that; its compiler's build for CUDA 12 takes the room of the one for 13.
 keep=()
 for name in $(sed -n 's/==.*//p' requirements/trainer.lock requirements/torch.lock); do keep+=(--no-emit-package "$name"); done
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
   --constraint requirements/trainer.lock --constraint requirements/torch.lock "${keep[@]}" \
-  --output-file requirements/flash4.lock requirements/flash4.in
+  --no-emit-package nvidia-cutlass-dsl-libs-cu12 --output-file requirements/flash4.lock requirements/flash4.in
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --no-deps --python-version 3.11 \
   --output-file requirements/example-model.lock requirements/example-model.in
 # Its packages that the development environment has, too, are of the same versions.

@@ -34,15 +34,26 @@ def attention_bytes(work: Workload, batch: Batch) -> int:
     """What one block keeps for each pair of tokens of a row: nothing, but for masks and eager attention."""
     pairs = batch.rows * batch.length**2
     mask = work.narrow * pairs if _masked(work) else 0
-    # bf16 soft-capped scores, fp32 softmax, its 16-bit copy (compare 5as/h of Korthikanti et al., section 4.1).
     shape = work.known.shape
     kept = shape.keeps_scores or (shape.caps_scores and not work.paths.capped)
-    scores = (2 * work.narrow + 4) * shape.heads * pairs if kept else 0
-    return mask + scores
+    return mask + (_bytes_of_scores(work) * pairs if kept else 0)
 
 
 def _masked(work: Workload) -> bool:
-    return work.packing and not work.paths.samples
+    return work.packing and not work.without_mask
+
+
+def bytes_of_evaluation(work: Workload, batch: Batch) -> int:
+    """What evaluating one row takes where training has a kernel for its scores and evaluation has none: there the
+    trainer takes fewer rows at a time until they fit (`finetune_trainer.evaluation.scores`)."""
+    shape = work.known.shape
+    return _bytes_of_scores(work) * batch.length**2 if shape.caps_scores and work.paths.capped else 0
+
+
+def _bytes_of_scores(work: Workload) -> int:
+    """Of a pair of tokens: soft-capped scores in 16 bits, fp32 softmax, its 16-bit copy (compare 5as/h of Korthikanti
+    et al., section 4.1)."""
+    return (2 * work.narrow + 4) * work.known.shape.heads
 
 
 def activation_bytes(work: Workload, batch: Batch) -> int:

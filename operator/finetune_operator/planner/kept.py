@@ -44,7 +44,7 @@ def block_bytes_per_token(work: Workload) -> int:
         norms += (narrow if compiled else 4) * (query + key)
     # Query, key, value, output, and the fp32 logarithm of each head's normaliser (Dao 2023, arXiv:2307.08691,
     # section 3.1). With a mask, which packed rows have, keys and values are repeated for every query head.
-    saved_key = query if work.packing and not work.paths.samples else key
+    saved_key = query if work.packing and not work.without_mask else key
     attention = narrow * (2 * query + 2 * saved_key) + 4 * shape.heads
     # A mixture gathers its tokens for each expert and scales what comes back.
     experts = 4 if work.trains_experts else narrow

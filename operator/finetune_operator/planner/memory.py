@@ -17,6 +17,7 @@ from finetune_operator.planner.activations import (
     activation_bytes,
     bytes_at_the_end,
     bytes_at_the_loss,
+    bytes_of_evaluation,
     logit_bytes,
     recomputed_blocks,
     residual_bytes,
@@ -91,6 +92,7 @@ def _parts(work: Workload, batch: Batch, layout: Layout) -> MemoryPerGpu:
     else:
         # Gradients come as what was kept goes; those of the head, which come first, stand with the loss.
         most = max(at_the_loss, backward, gradients + bytes_at_the_end(work, batch))
+    most = max(most, bytes_of_evaluation(work, batch))
     # What the loss took is used again by the backward pass: activations are what there is beyond it.
     logits = min(loss, most - gradients)
     parts = {

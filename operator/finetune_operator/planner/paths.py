@@ -54,9 +54,12 @@ def paths_of(spec: FineTuneJobSpec) -> Paths:
     fits = spec.method not in OWN_FORWARD
     noisy = spec.training.neftune_alpha is not None
     wanted = spec.training.flash_attn
-    samples = fits and narrow and not noisy and (on_gpu or wanted is FlashAttn.VARLEN) and wanted is not FlashAttn.SDPA
+    asked = wanted in (FlashAttn.VARLEN, FlashAttn.FLEX)
+    # In fp32 there is FlexAttention, which has to be asked for.
+    has_kernel = (on_gpu or asked) if narrow else (on_gpu and asked)
+    samples = fits and not noisy and has_kernel and wanted is not FlashAttn.SDPA
     # Kernels that cap scores are compiled, which a short training does not wait for unless it is told to.
-    waits = wanted is not FlashAttn.AUTO or _may_be_long(spec)
+    waits = asked or _may_be_long(spec)
     plain = spec.lora is None or (spec.lora.variant in PLAIN_VARIANTS and not spec.lora.dropout)
     shared = spec.method.uses_lora and narrow and plain
     fused = shared and (on_gpu or spec.training.fuse_adapters is Switch.ALWAYS)
@@ -82,4 +85,5 @@ def may_compile(spec: FineTuneJobSpec) -> bool:
 
 
 def _may_be_long(spec: FineTuneJobSpec) -> bool:
-    return may_be_long(spec.training.max_steps, max(1, spec.training.batch_size // max(1, spec.resources.gpus)))
+    processes = max(1, spec.resources.gpus)
+    return may_be_long(spec.training.max_steps, max(1, spec.training.batch_size // processes))

@@ -153,6 +153,11 @@ class Workload:
             may_compile=may_compile(spec),
         )
 
+    @property
+    def without_mask(self) -> bool:
+        """Whether attention goes over samples, each by itself, with a kernel that does what the model's scores want."""
+        return self.paths.samples and (self.paths.capped or not self.known.shape.caps_scores)
+
     @cached_property
     def compiled(self) -> Workload:
         """The same with compiled blocks."""

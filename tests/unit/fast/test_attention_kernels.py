@@ -16,20 +16,24 @@ from torch.nn.attention import current_flash_attention_impl, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AutoModelForCausalLM, Llama4TextConfig, PhimoeConfig
 
+from finetune_operator.planner.paths import paths_of
 from finetune_trainer.contract.vocabulary import FlashAttn
 from finetune_trainer.errors import InternalError
 from finetune_trainer.fast import attention
+from finetune_trainer.fast import choice as choice_of_paths
 from finetune_trainer.fast.attention import choice, flex, trial, varlen
 from finetune_trainer.fast.attention.flex import BLOCK, FLEX, sample_blocks
 from finetune_trainer.fast.attention.kernel import Kernel, Samples, Scores
 from finetune_trainer.fast.attention.reference import ONE_BY_ONE, one_by_one
 from finetune_trainer.fast.attention.samples import NAME, attention_by
 from tests.tiny_models import tiny_model
+from tests.trainer_jobs import trainer_config
 from tests.unit.fast.test_training import assert_same, trained
+from tests.unit.planner.models import spec
 from tests.unit.trainer_core.conftest import ModelFolder
 
 CPU = torch.device("cpu")
-HEADS = trial.Heads(4, 2, 16, 16, None, 0, None, sinks=False)
+HEADS = trial.Heads(4, 2, 16, 16, None, 0, None, sinks=None)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
@@ -85,9 +89,9 @@ def listed(counts: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         HEADS,
         HEADS._replace(window=4096),
         HEADS._replace(softcap=5.0, scaling=0.3),
-        HEADS._replace(sinks=True, window=64),
+        HEADS._replace(sinks=torch.float32, window=64),
         HEADS._replace(values_width=32),
-        HEADS._replace(softcap=5.0, sinks=True, window=100),
+        HEADS._replace(softcap=5.0, sinks=torch.float32, window=100),
     ],
     ids=str,
 )
@@ -320,16 +324,69 @@ def test_torchs_function_is_asked_for_what_the_reference_computes(
     assert trial.difference(varlen.TORCHS, heads, CPU, torch.float32) is None
 
 
+def two_samples() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Hidden states of each, and of both in a row."""
+    each = (torch.randn(1, 9, 8), torch.randn(1, 14, 8))
+    return each, torch.cat(each, dim=1)
+
+
+@pytest.mark.parametrize("mixture", [True, False])
+@pytest.mark.parametrize("wrong", [slice(9), slice(9, 23)], ids=["first", "second"])
+def test_a_sample_that_is_wrong_is_seen(wrong: slice, mixture: bool) -> None:
+    expected, found = two_samples()
+    assert choice._away(found, expected, mixture=mixture) == 0.0
+    found[:, wrong] += 1.0
+    assert choice._away(found, expected, mixture=mixture) > 0.1
+    found[:, wrong] = float("nan")
+    assert not choice._away(found, expected, mixture=mixture) <= 1.0
+
+
 def test_a_token_that_goes_to_another_expert_is_no_reason_against_a_kernel() -> None:
-    """Rounding decides between experts that a router likes alike."""
-    expected = (torch.randn(1, 9, 8), torch.randn(1, 14, 8))
-    found = torch.cat(expected, dim=1)
-    found[:, 3] = 0.0
-    assert choice._away(found, expected) == 0.0
-    # A whole sample that is wrong is one, also a short one, and so is what is no number.
-    found[:, :9] += 1.0
-    assert choice._away(found, expected) > 0.1
-    assert not choice._away(found * float("nan"), expected) <= 1.0
+    """Rounding decides between experts that a router likes alike. Where there are none, no token may differ."""
+    expected, found = two_samples()
+    found[:, 12] = 0.0
+    assert choice._away(found, expected, mixture=True) == 0.0
+    assert choice._away(found, expected, mixture=False) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mixture"), [("llama", False), ("gemma2", False), ("mixtral", True), ("qwen3-moe", True)]
+)
+def test_which_models_are_mixtures(architecture: str, mixture: bool) -> None:
+    assert choice._is_mixture(tiny_model(architecture)) is mixture
+
+
+def test_flex_attention_is_not_compiled_for_a_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model makes of them is asked with the definition, and with what the kernel would be given."""
+    monkeypatch.setattr(flex, "_attention", lambda _: pytest.fail("it was called"))
+    bounds = torch.tensor([0, 9, 23], dtype=torch.int32)
+    q, k, v = (torch.randn(23, heads, 16) for heads in (4, 2, 2))
+    asked = trial.remembering(FLEX, {}).attend
+    samples = Samples(bounds, 14, {5: sample_blocks(bounds, 23, 5)})
+    assert torch.equal(asked(q, k, v, samples, Scores(window=5)), one_by_one(q, k, v, samples, Scores(window=5)))
+    with pytest.raises(attention.Unsupported, match="a window of 6 tokens, which is not the model's"):
+        asked(q, k, v, samples, Scores(window=6))
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "micro_batch", "accumulation", "gpus"),
+    [(None, 1, 1, 1), (10, 2, 4, 1), (37, 2, 4, 2), (38, 8, 1, 2), (38, 1, 8, 1), (150, 2, 1, 4), (149, 2, 1, 4)],
+)
+def test_operator_and_trainer_agree_on_which_scores_are_kept(
+    max_steps: int | None, micro_batch: int, accumulation: int, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the one has planned memory for is what the other waits for."""
+    asked: list[attention.Wanted] = []
+    monkeypatch.setattr(choice_of_paths.attention, "best_kernel", lambda *given: asked.append(given[3]))
+    steps = {"max_steps": max_steps, "micro_batch_size": micro_batch, "gradient_accumulation": accumulation}
+    config = trainer_config(Path("model"), Path("data"), training={**steps, "batch_size": 1})
+    choice_of_paths._best_kernel(config, tiny_model("gemma2"), CPU, 77)
+    (wanted,) = asked
+    assert wanted.micro_batches == 77
+    training = {"maxSteps": max_steps, "batchSize": micro_batch * accumulation * gpus}
+    planned = paths_of(spec(method="lora", training=training, resources={"gpus": gpus}))
+    assert planned.samples
+    assert planned.capped is wanted.waits
 
 
 FLASH3_PACKAGE = """
@@ -345,7 +402,6 @@ def test_an_installed_package_takes_the_place_of_torchs_kernel_for_as_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = varlen.FLASH3
-    assert kernel.why_not(CPU, torch.bfloat16) == "flash_attn_interface is not installed"
     model = tiny_model("llama")
     # One that cannot be imported is no kernel, and leaves nothing behind.
     monkeypatch.setattr(choice, "_candidates", candidates(replace(kernel, why_not=lambda *_: None)))

@@ -3,24 +3,27 @@ definition, so that what is tested is what they are asked for, and what becomes 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from finetune_trainer.fast.attention import flash4, trial
+from finetune_trainer.fast.attention import Unsupported, choice, flash4, trial
 from finetune_trainer.fast.attention.flash4 import FLASH4
 from finetune_trainer.fast.attention.kernel import Samples, Scores
 from finetune_trainer.fast.attention.reference import one_by_one
+from tests.tiny_models import tiny_model
+from tests.unit.fast.test_attention_kernels import best
 
 CPU = torch.device("cpu")
-HEADS = trial.Heads(4, 2, 16, 16, None, 0, None, sinks=False)
+HEADS = trial.Heads(4, 2, 16, 16, None, 0, None, sinks=None)
 CAPPED = HEADS._replace(softcap=5.0, scaling=0.3)
-WITH_SINKS = HEADS._replace(sinks=True, window=64)
+WITH_SINKS = HEADS._replace(sinks=torch.float32, window=64)
 
 
 class Package:
@@ -52,7 +55,7 @@ class Package:
         **options: Any,
     ) -> tuple[torch.Tensor, ...]:
         assert lse.unique().tolist() == [0.5]
-        assert not deterministic
+        assert deterministic == torch.are_deterministic_algorithms_enabled()
 
         def slopes() -> tuple[torch.Tensor, ...]:
             leaves = [one.detach().clone().requires_grad_() for one in (q, k, v)]
@@ -115,9 +118,16 @@ def test_the_package_is_asked_for_what_the_reference_computes(heads: trial.Heads
 )
 def test_torch_knows_shapes_and_gradients_of_the_operator(window: int, softcap: float, sinks: bool) -> None:
     bounds = torch.tensor([0, 7, 20, 20], dtype=torch.int32)
-    q, k, v = (torch.randn(20, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    # As a model has them: heads before tokens, turned.
+    q, k, v = (torch.randn(heads, 20, 8).transpose(0, 1).requires_grad_() for heads in (4, 2, 2))
     sink = torch.randn(4, requires_grad=True) if sinks else None
     torch.library.opcheck(flash4._flash4, (q, k, v, bounds, sink, 13, 0.3, window, softcap))
+
+
+@pytest.mark.usefixtures("package")
+def test_who_wants_the_same_bits_each_time_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert trial.difference(FLASH4, HEADS, CPU, torch.float32) is None
 
 
 @pytest.mark.usefixtures("package")
@@ -136,11 +146,12 @@ def test_it_is_one_operator_in_a_compiled_graph() -> None:
 
 
 def test_it_is_looked_for_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert FLASH4.why_not(CPU, torch.bfloat16) == "flash_attn.cute is not installed"
     # Version 2 has the same name.
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
     assert FLASH4.why_not(CPU, torch.bfloat16) == "flash_attn.cute is not installed"
     (tmp_path / "flash_attn" / "cute").mkdir()
     (tmp_path / "flash_attn" / "cute" / "interface.py").write_text("answer = 42\n")
@@ -166,11 +177,15 @@ def test_gpus_and_types_that_it_has_gradients_for(
     assert FLASH4.why_not(torch.device("cuda"), dtype) == reason
 
 
-def test_what_the_package_raises_when_it_is_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> SimpleNamespace:
-        raise ImportError(f"{name}: no CUDA driver")
-
+def test_what_the_package_raises_when_it_is_imported_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "interface.py").write_text("raise ImportError('no CUDA driver')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     flash4._package.cache_clear()
-    monkeypatch.setattr(flash4.importlib, "import_module", broken)
-    with pytest.raises(ImportError, match=r"flash_attn\.cute\.interface: no CUDA driver"):
-        trial.difference(FLASH4, HEADS, CPU, torch.bfloat16)
+    monkeypatch.setattr(choice, "_candidates", lambda *_: (replace(FLASH4, why_not=lambda *_: None),))
+    with pytest.raises(Unsupported, match=r"^FlashAttention 4: no CUDA driver$"):
+        best(tiny_model("llama"))
+    for name in [one for one in sys.modules if one.partition(".")[0] == "flash_attn"]:
+        del sys.modules[name]

@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from finetune_operator.planner.kept import fused_weight_elements
+from finetune_operator.planner.activations import attention_bytes, bytes_of_evaluation
+from finetune_operator.planner.kept import block_bytes_per_token, fused_weight_elements
 from finetune_operator.planner.memory import estimate
 from finetune_operator.planner.paths import Paths, may_compile, paths_of
 from finetune_operator.planner.workload import Batch, Layout
 from finetune_trainer.contract.vocabulary import Method, Strategy
 from tests.unit.planner.models import spec, workload
-from tests.unit.planner.test_activations import GROUPED, HEADED, compare
+from tests.unit.planner.test_activations import BATCH, GROUPED, HEADED, compare
 
 FAST = Paths(samples=True, capped=True, shared=True, fused=True)
 
@@ -50,6 +51,8 @@ def test_what_is_kept_along_the_fast_paths(config: PreTrainedConfig, method: Met
         ({"lora": {"dropout": 0.1}}, Paths(samples=True, capped=True)),
         ({"lora": {"variant": "dora"}}, Paths(samples=True, capped=True)),
         ({"training": {"precision": "fp32"}}, Paths()),
+        ({"training": {"precision": "fp32", "flashAttn": "flex"}}, Paths(samples=True, capped=True)),
+        ({"training": {"precision": "fp32", "flashAttn": "varlen"}, "resources": {"gpus": 0}}, Paths()),
         ({"training": {"objective": "dpo"}}, Paths()),
         ({"training": {"neftuneAlpha": 5}}, Paths(shared=True, fused=True)),
         ({"method": "full"}, Paths(samples=True, capped=True)),
@@ -107,3 +110,30 @@ def test_sharded_weights_are_computed_as_transformers_does() -> None:
         estimate(work, batch, one).activations for one in (Layout(Strategy.SINGLE), Layout(Strategy.FSDP, 2))
     )
     assert sharded - single > 32 * 2 * 2 * 2048**2 - 32 * 2 * 2048 * 2 * 2 * 4096, "masks and repeated keys"
+
+
+GEMMA = Gemma2Config(**HEADED).to_dict()
+PACKED = {"packing": True, "maxLength": BATCH.length}
+
+
+def test_scores_that_a_kernel_caps_are_not_kept() -> None:
+    """A short run does not wait for the kernel: it has the mask and the scores of one that is not to have it."""
+    kept, short, masked = (
+        workload(GEMMA, method="lora", dataset=PACKED, training=training)
+        for training in ({}, {"maxSteps": 10}, {"maxSteps": 10, "flashAttn": "sdpa"})
+    )
+    assert attention_bytes(kept, BATCH) == 0
+    pairs = BATCH.rows * BATCH.length**2
+    assert attention_bytes(short, BATCH) == (2 + 8 * GEMMA["num_attention_heads"]) * pairs
+    assert attention_bytes(short, BATCH) == attention_bytes(masked, BATCH)
+    assert block_bytes_per_token(kept) < block_bytes_per_token(short) == block_bytes_per_token(masked)
+
+
+def test_a_row_is_evaluated_without_the_kernel() -> None:
+    """However short what is kept is, the scores of one row have to fit."""
+    long = replace(BATCH, length=32_768, rows=1)
+    job = workload(GEMMA, method="lora", dataset=PACKED)
+    parts = estimate(job, long, Layout(Strategy.SINGLE, 1))
+    assert parts.gradients + parts.activations + parts.logits == 8 * GEMMA["num_attention_heads"] * long.length**2
+    llama = workload(LlamaConfig(**GROUPED).to_dict(), method="lora", dataset=PACKED)
+    assert bytes_of_evaluation(llama, long) == 0

@@ -1,6 +1,7 @@
 """Whether a training is long enough for code that is made when it begins. Pure: no torch.
 
-The operator plans memory by it before the data are read, and the trainer keeps to what was planned.
+Before the data are read, the operator plans memory for what may be. Whether scores that need it are kept follows from
+the settings alone, so that operator and trainer answer alike.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ WORTH_COMPILING = 300
 
 
 def may_be_long(max_steps: int | None, rows: int) -> bool:
-    """Whether a training of so many steps may have `WORTH_COMPILING` micro-batches in each process, of whose rows in a
-    step not everybody knows how many are in one: one is the fewest. Without `max_steps`, the data say how many steps
-    there are."""
+    """Whether a training may have `WORTH_COMPILING` micro-batches in each process: if each has one row, the fewest.
+
+    rows: of one process in a step. Without `max_steps` the data say how many steps there are.
+    """
     return max_steps is None or max_steps * rows >= WORTH_COMPILING

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.contract.vocabulary import Metric
+from finetune_trainer.contract.vocabulary import Metric, Strategy
 from finetune_trainer.loss import NextTokenLoss, Targets
 from finetune_trainer.model import autocast
 
@@ -43,6 +43,9 @@ class Scores:
         return {Metric.PERPLEXITY.value: self.perplexity, Metric.ACCURACY.value: self.accuracy}
 
 
+_TOGETHER = (Strategy.DEEPSPEED, Strategy.FSDP)
+
+
 def score(
     model: nn.Module,
     rows: Dataset[Any],
@@ -50,7 +53,11 @@ def score(
     config: TrainerConfig,
     device: torch.device,
 ) -> Scores | None:
-    """Evaluate held-out rows, each rank its share of them; every rank gets the sum. None without a token to score."""
+    """Evaluate held-out rows, each rank its share of them; every rank gets the sum. None without a token to score.
+
+    Rows are taken as in the training, and fewer at a time where memory does not hold so many: attention may be computed
+    with a mask here, and was by a kernel there.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own = list(range(rank, len(rows), world))  # type: ignore[arg-type]
     size = config.training.micro_batch_size
@@ -62,19 +69,36 @@ def score(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     tokens = 0
     model.eval()
+    most = size
+
+    def evaluate(chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        batch = collate([rows[index] for index in chosen or [0]])
+        targets = Targets.of(batch.pop("labels"), batch.get("position_ids"))
+        inputs = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+        on_device = Targets(targets.positions.to(device), targets.tokens.to(device))
+        return *loss.evaluate(model, inputs, on_device), targets.tokens.numel()
+
     with autocast(config, device):
         for turn in range(turns):
-            chosen = own[turn * size : (turn + 1) * size]
-            batch = collate([rows[index] for index in chosen or [0]])
-            targets = Targets.of(batch.pop("labels"), batch.get("position_ids"))
-            inputs = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
-            batch_loss, batch_correct = loss.evaluate(
-                model, inputs, Targets(targets.positions.to(device), targets.tokens.to(device))
-            )
-            if chosen:
-                total += batch_loss
-                correct += batch_correct
-                tokens += targets.tokens.numel()
+            waiting = [own[turn * size : (turn + 1) * size]]
+            while waiting:
+                chosen = waiting.pop()
+                if len(chosen) > most:
+                    waiting += [chosen[most:], chosen[:most]]
+                    continue
+                try:
+                    found = evaluate(chosen)
+                except torch.OutOfMemoryError:
+                    # Processes that compute together take their turns together.
+                    if len(chosen) <= 1 or config.parallelism.strategy in _TOGETHER:
+                        raise
+                    most = len(chosen) // 2
+                    waiting.append(chosen)
+                    continue
+                if chosen:
+                    total += found[0]
+                    correct += found[1]
+                    tokens += found[2]
     sums = torch.tensor([total.item(), correct.item(), tokens], dtype=torch.float64)
     if world > 1:
         dist.all_reduce(sums)

@@ -17,7 +17,7 @@ from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.compiling import WORTH_COMPILING, may_be_long
 from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
 from finetune_trainer.errors import UsageError
-from finetune_trainer.fast import adapter_groups, adapters, attention, compilation
+from finetune_trainer.fast import adapter_groups, adapters, attention, compilation, packed_masks
 from finetune_trainer.layers import decoder_blocks
 from finetune_trainer.model import DTYPES, autocast
 from finetune_trainer.quantized.linear import unrounded_activations
@@ -51,6 +51,8 @@ class FastPaths:
         with ExitStack() as stack:
             if self.kernel is not None:
                 stack.enter_context(attention.installed(causal_of(model), self.kernel))
+            elif config.dataset.packing:
+                stack.enter_context(packed_masks.without_a_look())
             if config.training.precision is not Precision.FP32 and config.method.uses_lora:
                 stack.enter_context(adapters.without_wide_inputs(model))
             blocks = list(decoder_blocks(model, layout))

@@ -24,11 +24,14 @@ from finetune_trainer.fast.rows import bounds
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
-WORTH_FLASH4 = 1000
-"""Micro-batches: its code takes 10 to 16 seconds to make, and saves some 13 milliseconds of each on an 8B model."""
+WORTH_FLASH4 = 5000
+"""Micro-batches: its code takes 8 to 33 seconds to make, and saves some 13 milliseconds of each on an 8B model, where
+samples are of several lengths."""
 SAMPLES = (9, 14)
 """Tokens of those that a model is asked with."""
 EQUAL_SAMPLES = (9, 9)
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""By one of these a mixture's configuration says how many it has."""
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 Run = Callable[[dict[str, Any]], torch.Tensor]
@@ -156,16 +159,19 @@ def _tried(
     name = type(model).__name__
     try:
         with installed(model, trial.remembering(kernel, seen)):
-            for inputs, expected in asked:
-                away = _away(run(inputs).float(), expected)
+            # Samples of one length are an own case for what makes rows of them.
+            for inputs, expected in asked if kernel.rows else asked[:1]:
+                away = _away(run(inputs).float(), expected, mixture=_is_mixture(model))
                 if not away <= ROUNDING[dtype]:
                     return f"what {name} makes of two samples differs by {away:.2g} from what it makes of each"
         reason = _window_unseen(model, seen, asked[0].inputs["max_length_q"])
-        if kernel.special_only and not any(heads.special for heads in seen):
+        if kernel.special_only and not any(heads.are_special for heads in seen):
             reason = "it has to be asked for where scores are plain"
         if reason is not None or kernel is ONE_BY_ONE:
             return reason
-        return next(filter(None, (trial.difference(kernel, heads, device, dtype) for heads in seen)), None)
+        longest = asked[0].inputs["max_length_q"]
+        found = (trial.difference(kernel, heads, device, dtype, longest) for heads in seen)
+        return next(filter(None, found), None)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever an architecture, a kernel or a compiler raises
@@ -173,12 +179,19 @@ def _tried(
         return first_line(error)
 
 
-def _away(found: torch.Tensor, expected: Sequence[torch.Tensor]) -> float:
-    """Of the sample that differs most, relative: its median token, since rounding sends some to another expert where
-    they are grouped otherwise."""
-    parts = found.split([one.shape[1] for one in expected], dim=1)
-    pairs = zip(parts, expected, strict=True)
-    return max(float(((part - one).norm(dim=-1) / one.norm(dim=-1)).median()) for part, one in pairs)
+def _away(found: torch.Tensor, expected: Sequence[torch.Tensor], *, mixture: bool) -> float:
+    """How far the sample that differs most is off, relative; NaN where one has any. Of a mixture of experts it is the
+    median of its tokens: grouped otherwise, rounding sends some to another expert."""
+    away = []
+    for part, one in zip(found.split([one.shape[1] for one in expected], dim=1), expected, strict=True):
+        tokens = (part - one).norm(dim=-1) / one.norm(dim=-1)
+        away.append(tokens.median() if mixture else (part - one).norm() / one.norm())
+    return float(torch.stack(away).max())
+
+
+def _is_mixture(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config(decoder=True)
+    return any((getattr(config, name, None) or 1) > 1 for name in _EXPERTS)
 
 
 def _raise_if_gpu_is_broken(device: torch.device, what: str, error: Exception) -> None:

@@ -108,8 +108,8 @@ def _attention(device: torch.device) -> Any:
 
 
 def _as_kernel(*args: Any, **kwargs: Any) -> Any:
-    # Code for a number of tokens, then for any; for each window, and for what of a layer's inputs has a gradient. Past
-    # its limit the compiler would go back to all pairs of tokens, and say so in passing.
+    # For each window, and for what of a layer's inputs has a gradient. Past its limit the compiler would go back to all
+    # pairs of tokens, and say so in passing.
     with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS, fail_on_recompile_limit_hit=True):
         return _compiled()(*args, **kwargs)
 

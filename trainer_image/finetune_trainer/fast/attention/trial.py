@@ -29,12 +29,13 @@ class Heads(NamedTuple):
     scaling: float | None
     window: int
     softcap: float | None
-    sinks: bool
+    sinks: torch.dtype | None
+    """Of the sinks, where there are any."""
 
     @property
-    def special(self) -> bool:
-        """As `Scores.special`."""
-        return self.softcap is not None or self.sinks
+    def are_special(self) -> bool:
+        """Whether `Scores.special` has something to say of them."""
+        return self.softcap is not None or self.sinks is not None
 
 
 def remembering(kernel: Kernel, seen: dict[Heads, None]) -> Kernel:
@@ -44,17 +45,24 @@ def remembering(kernel: Kernel, seen: dict[Heads, None]) -> Kernel:
     def attend(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: Samples, scores: Scores
     ) -> torch.Tensor:
+        sinks = None if scores.sinks is None else scores.sinks.dtype
         shapes = (query.shape[1], key.shape[1], query.shape[2], value.shape[2])
-        seen[Heads(*shapes, scores.scaling, scores.window, scores.softcap, scores.sinks is not None)] = None
+        seen[Heads(*shapes, scores.scaling, scores.window, scores.softcap, sinks)] = None
         return of_few(query, key, value, samples, scores)
 
     return replace(kernel, attend=attend)
 
 
-def difference(kernel: Kernel, heads: Heads, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What of it differs from the reference, output or gradients, and by how much; None where nothing does."""
+def difference(
+    kernel: Kernel, heads: Heads, device: torch.device, dtype: torch.dtype, longest: int = max(LENGTHS)
+) -> str | None:
+    """What of it differs from the reference, output or gradients, and by how much; None where nothing does.
+
+    longest: tokens of a sample at most, on which it depends what kernels are compiled for.
+    """
     generator = torch.Generator(device).manual_seed(0)
-    tokens = sum(LENGTHS)
+    lengths = [min(length, longest) for length in LENGTHS]
+    tokens = sum(lengths)
     window = min(heads.window, WINDOW)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -65,10 +73,10 @@ def difference(kernel: Kernel, heads: Heads, device: torch.device, dtype: torch.
         "keys": drawn(tokens, heads.keys, heads.width),
         "values": drawn(tokens, heads.keys, heads.values_width),
     }
-    if heads.sinks:
-        given["sinks"] = drawn(heads.queries)
-    ends = torch.tensor((0, *LENGTHS, 0), device=device).cumsum(0, dtype=torch.int32)
-    samples = Samples(ends, max(LENGTHS), {window: sample_blocks(ends, tokens, window)} if kernel.blocks else None)
+    if heads.sinks is not None:
+        given["sinks"] = drawn(heads.queries).to(heads.sinks)
+    ends = torch.tensor((0, *lengths, 0), device=device).cumsum(0, dtype=torch.int32)
+    samples = Samples(ends, longest, {window: sample_blocks(ends, tokens, window)} if kernel.blocks else None)
     scores = Scores(heads.scaling, window, heads.softcap)
     upstream = drawn(tokens, heads.queries, heads.values_width)
     with kernel.active():
