@@ -167,7 +167,7 @@ def _timed(
     upstream: torch.Tensor,
     result: dict[str, Any],
 ) -> list[torch.Tensor]:
-    """The output and the gradients. Into the result: ms of both passes, medians, and MiB that there are more meanwhile."""
+    """Output and gradients. Into the result: median ms of both passes, and MiB that there are more meanwhile."""
     gpu = upstream.device.type == "cuda"
     times: list[tuple[float, float]] = []
     base = 0
