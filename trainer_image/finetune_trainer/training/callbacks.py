@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune_trainer.contract.config import CheckpointConfig
 from finetune_trainer.contract.vocabulary import Unit
+from finetune_trainer.training.late_files import LateFiles
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -99,6 +100,8 @@ class CheckpointCallback(TrainerCallback):
         self._config = config
         self._uploader = uploader
         self._world_size = world_size
+        self.late_files: LateFiles | None = None
+        """Of the trainer, once it exists; they are written by the uploader's thread."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save every so many steps, and after the last one."""
@@ -122,7 +125,8 @@ class CheckpointCallback(TrainerCallback):
         control.should_save = False
         if self._uploader is not None:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            self._uploader.submit(state.global_step, folder, self._world_size)
+            late = self.late_files.take() if self.late_files is not None else None
+            self._uploader.submit(state.global_step, folder, self._world_size, late)
 
 
 class StopCallback(TrainerCallback):
