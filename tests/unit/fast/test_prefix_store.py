@@ -111,14 +111,26 @@ def test_processes_share_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ],
+    ids=["version 2", "version 1"],
+)
+@pytest.mark.parametrize(
     ("limit", "free"),
     [("max", None), ("1000", 700), ("250", 0), ("99999999999999999", None)],
 )
-def test_the_limit_of_a_container_counts(tmp_path: Path, limit: str, free: int | None) -> None:
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, names: tuple[str, str, str, str], limit: str, free: int | None
+) -> None:
     """400 bytes are used, of which 100 are page cache."""
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 100\n")
+    most, used, stat, cached = names
+    (tmp_path / "memory").mkdir()
+    (tmp_path / most).write_text(f"{limit}\n")
+    (tmp_path / used).write_text("400\n")
+    (tmp_path / stat).write_text(f"anon 300\n{cached} 100\n")
     if free is None:
         assert free_memory(tmp_path) > 2**20
     else:

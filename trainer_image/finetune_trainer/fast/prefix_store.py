@@ -27,6 +27,11 @@ DISK_SHARE = 0.5
 PIECE = 256 * 2**20
 """Bytes of memory that are pinned at once. No row lies in two pieces."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Of control groups of version 2, and of 1: limit, use, counts, and which of these is the page cache that gives way."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,17 @@ class Room:
 
 
 def free_memory(control_group: Path = CONTROL_GROUP) -> int:
-    """Bytes that this container can still use without swapping; its own limit counts where there is one (version 2)."""
+    """Bytes that this container can still use without swapping; its own limit counts where there is one."""
     free = int(psutil.virtual_memory().available)
-    try:
-        limit = int((control_group / "memory.max").read_text())
-        used = int((control_group / "memory.current").read_text())
-        counts = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such control group, or "max": no limit
-        return free
-    # The page cache of files that nobody reads gives way.
-    return max(0, min(free, limit - used + int(counts.get("inactive_file", 0))))
+    for limit, used, stat, cached in _MEMORY_FILES:
+        try:
+            most, now = (int((control_group / name).read_text()) for name in (limit, used))
+            counts = dict(line.split() for line in (control_group / stat).read_text().splitlines())
+        except (OSError, ValueError):  # no such control group, or "max": no limit
+            continue
+        # The page cache of files that nobody reads gives way.
+        free = max(0, min(free, most - now + int(counts.get(cached, 0))))
+    return free
 
 
 @dataclass(frozen=True)
