@@ -226,7 +226,6 @@ def train(
     folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback(context.stop.hold)
     with uploads(context, checkpoints, config.checkpoints.keep) as uploader:
-        saver = CheckpointCallback(config.checkpoints, uploader, context.world_size)
         parts = TrainerParts(
             tuned,
             base.layout,
@@ -234,7 +233,7 @@ def train(
             training_arguments(config, folder, device, strategy_arguments(config, context.world_size)),
             callbacks=[
                 *([ProgressCallback(context.progress), tensorboard] if context.is_main else []),
-                saver,
+                CheckpointCallback(config.checkpoints, uploader, context.world_size),
                 *([CompileCache(config, context, device)] if config.training.compile_cache else []),
                 stop,
             ],
@@ -242,8 +241,6 @@ def train(
         )
         trainer = task.trainer(parts)
         stop.trainer = trainer
-        saver.late_files = trainer.late_files
-        trainer.late_files.allowed = uploader is not None
         trainer.before_training = lambda: divided(trainer)
         if config.layers is not None and config.layers.unfreeze is not None:
             trainer.add_callback(_unfreezing(trainer, config, base, tuned, config.layers.unfreeze))

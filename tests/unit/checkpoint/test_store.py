@@ -11,6 +11,7 @@ import pytest
 
 from finetune_trainer.checkpoint import CheckpointRef, CheckpointStore, PassedOver
 from finetune_trainer.contract import FileEntry
+from finetune_trainer.errors import InternalError
 from finetune_trainer.storage import MANIFEST, ObjectStore, S3Uri
 from tests.unit.trainer_platform.builders import UID, checkpoint_manifest, trainer_config
 
@@ -43,6 +44,18 @@ def test_there_is_none_at_first(checkpoints: CheckpointStore) -> None:
     assert checkpoints.newest_complete() is None
     assert checkpoints.prune(keep=1) == ()
     assert checkpoints.passed_over == ()
+
+
+def test_a_folder_without_files_is_no_checkpoint(checkpoints: CheckpointStore, tmp_path: Path) -> None:
+    """And does no harm to the one that is there."""
+    upload(checkpoints, tmp_path, 9)
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "gone"):
+        with pytest.raises(InternalError, match=f"the checkpoint of step 9 has no files at {folder}"):
+            checkpoints.upload(9, folder, world_size=2)
+    newest = checkpoints.newest_complete()
+    assert newest is not None
+    assert {entry.path for entry in newest.manifest.files} == set(FILES)
 
 
 def test_the_newest_comes_back_as_it_was(checkpoints: CheckpointStore, tmp_path: Path) -> None:

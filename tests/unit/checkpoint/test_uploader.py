@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from finetune_trainer.checkpoint import BackgroundUploader, CheckpointRef, CheckpointStore
 from finetune_trainer.contract import CheckpointManifest
-from finetune_trainer.errors import DiskFull, InternalError, PermissionDenied, Unavailable
+from finetune_trainer.errors import InternalError, PermissionDenied, Unavailable
 from finetune_trainer.storage import S3Uri
 from tests.unit.checkpoint.test_store import make_checkpoint
 
@@ -213,48 +211,3 @@ def test_folders_that_are_gone_already_are_no_failure(folders: list[Path]) -> No
     recorder.go_on.set()
     assert uploader.close(10) is True
     assert recorder.uploaded == [0, 2]
-
-
-def test_a_folder_is_finished_before_it_is_uploaded(folders: list[Path]) -> None:
-    recorder = Recorder()
-    uploader = BackgroundUploader(recorder, keep=1)
-    wrote: list[str] = []
-
-    def write() -> None:
-        assert threading.current_thread().name == "checkpoint-upload"
-        assert recorder.uploaded == []
-        wrote.append("optimizer.pt")
-
-    uploader.submit(0, folders[0], 1, write)
-    assert uploader.close(10) is True
-    assert (wrote, recorder.uploaded) == (["optimizer.pt"], [0])
-
-
-def test_what_is_left_out_is_not_written(folders: list[Path]) -> None:
-    recorder = Recorder()
-    recorder.go_on.clear()
-    uploader = BackgroundUploader(recorder, keep=1)
-    wrote: list[int] = []
-    for step in range(3):
-        uploader.submit(step, folders[step], 1, partial(wrote.append, step))
-        if step == 0:
-            assert recorder.begun.acquire(timeout=5)
-    recorder.go_on.set()
-    assert uploader.close(10) is True
-    assert wrote == recorder.uploaded == [0, 2]
-
-
-def test_a_disk_that_is_full_ends_the_run_with_the_next_checkpoint(folders: list[Path]) -> None:
-    recorder = Recorder()
-    uploader = BackgroundUploader(recorder, keep=1)
-
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(folders[0] / "optimizer.pt"))
-
-    uploader.submit(0, folders[0], 1, full)
-    with pytest.raises(DiskFull, match="No space left on device"):
-        uploader.wait(10)
-    assert recorder.uploaded == []
-    assert not folders[0].exists()
-    with pytest.raises(DiskFull):
-        uploader.submit(1, folders[1], 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.contract import CheckpointManifest, FileEntry, TrainerConfig
-from finetune_trainer.errors import InputMissing, TrainerError, UsageError, first_line
+from finetune_trainer.errors import InputMissing, InternalError, TrainerError, UsageError, first_line
 from finetune_trainer.storage import BUCKET_MISSING, MANIFEST, CorruptObject, ObjectStore, S3Uri
 
 _STEP = re.compile(r"step-(\d+)")
@@ -69,7 +69,12 @@ class CheckpointStore:
         return self.commit(step, self.upload_files(step, folder), world_size)
 
     def upload_files(self, step: int, folder: Path) -> tuple[FileEntry, ...]:
-        """Upload the files of this node's ranks. They are no checkpoint before `commit`."""
+        """Upload the files of this node's ranks. They are no checkpoint before `commit`.
+
+        Raises InternalError for a folder without files: what the store has of this step is not touched.
+        """
+        if not any(path.is_file() for path in folder.rglob("*")):
+            raise InternalError(f"the checkpoint of step {step} has no files at {folder}")
         return self._store.put_files(folder, self._folder(step))
 
     def commit(self, step: int, files: tuple[FileEntry, ...], world_size: int) -> CheckpointRef:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer.checkpoint.nodes import NodeCheckpoints
 from finetune_trainer.checkpoint.store import CheckpointRef, CheckpointStore
-from finetune_trainer.errors import DiskFull, InternalError, TrainerError
-from finetune_trainer.workspace import explain_full_disk
+from finetune_trainer.errors import InternalError, TrainerError
 
 MAX_FAILURES = 3
 """Failed checkpoints in a row after which the run ends: from then on it would only lose work."""
-
-_LASTING = (DiskFull, InternalError)
-"""Failures that the next checkpoint would meet, too."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +23,6 @@ class _Request:
     step: int
     folder: Path
     world_size: int
-    write: Callable[[], None] | None
 
 
 class BackgroundUploader:
@@ -57,8 +51,8 @@ class BackgroundUploader:
         with self._state:
             return self._newest
 
-    def submit(self, step: int, folder: Path, world_size: int, write: Callable[[], None] | None = None) -> None:
-        """Hand over a folder, which is the uploader's from now on. Returns at once. `write`: finishes the folder.
+    def submit(self, step: int, folder: Path, world_size: int) -> None:
+        """Hand over a finished folder, which is the uploader's from now on. Returns at once.
 
         Raises the last failure where the last three uploads failed, or where the uploader itself is broken.
         """
@@ -66,7 +60,7 @@ class BackgroundUploader:
             self._raise_if_hopeless()
             if self._closed:
                 raise InternalError(f"the checkpoint of step {step} was handed over after the uploader was closed")
-            superseded, self._waiting = self._waiting, _Request(step, folder, world_size, write)
+            superseded, self._waiting = self._waiting, _Request(step, folder, world_size)
             self._state.notify_all()
         if superseded is not None:
             logger.warning(
@@ -96,7 +90,7 @@ class BackgroundUploader:
         return self.wait(timeout)
 
     def _raise_if_hopeless(self) -> None:
-        if self._error is not None and (self._failures >= MAX_FAILURES or isinstance(self._error, _LASTING)):
+        if self._error is not None and (self._failures >= MAX_FAILURES or isinstance(self._error, InternalError)):
             raise self._error
 
     def _work(self) -> None:
@@ -120,9 +114,6 @@ class BackgroundUploader:
             self._record(request, done, error)
 
     def _upload(self, request: _Request) -> CheckpointRef | None:
-        if request.write is not None:
-            with explain_full_disk(request.folder):
-                request.write()
         done = self._checkpoints.upload(request.step, request.folder, request.world_size)
         if done is None:
             return None

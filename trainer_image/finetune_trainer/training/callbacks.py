@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune_trainer.contract.config import CheckpointConfig
 from finetune_trainer.contract.vocabulary import Unit
-from finetune_trainer.training.late_files import LateFiles
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -100,8 +99,8 @@ class CheckpointCallback(TrainerCallback):
         self._config = config
         self._uploader = uploader
         self._world_size = world_size
-        self.late_files: LateFiles | None = None
-        """Of the trainer, once it exists; they are written by the uploader's thread."""
+        self._saved: int | None = None
+        """The newest step whose folder was handed over."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save every so many steps, and after the last one."""
@@ -110,23 +109,24 @@ class CheckpointCallback(TrainerCallback):
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save every so many epochs."""
+        """Save every so many epochs. Where the run is stopped in an epoch's last step, that step is saved already."""
         finished = round(state.epoch or 0.0)
         if (
             self._config.unit is Unit.EPOCH
             and finished % self._config.every == 0
             and abs((state.epoch or 0.0) - finished) < 1e-6
             and state.global_step < state.max_steps
+            and state.global_step != self._saved
         ):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Hand the folder over; it is the uploader's from now on."""
         control.should_save = False
+        self._saved = state.global_step
         if self._uploader is not None:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            late = self.late_files.take() if self.late_files is not None else None
-            self._uploader.submit(state.global_step, folder, self._world_size, late)
+            self._uploader.submit(state.global_step, folder, self._world_size)
 
 
 class StopCallback(TrainerCallback):

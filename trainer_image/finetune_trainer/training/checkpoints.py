@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
+from torch.serialization import get_crc32_options, set_crc32_options
 from transformers import Trainer, TrainerState
 
 from finetune_trainer.contract import ModelLayout
@@ -27,13 +28,12 @@ from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.lora import restore_residual
 from finetune_trainer.sanity import require_finite
-from finetune_trainer.training.late_files import LateFiles, save_state, save_tensors, without_checksums
 
 TRAINED_FILE = "trained.safetensors"
 INITIAL_FILE = "initial_adapter.safetensors"
 SHARDING_FILE = "sharding.json"
-OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
-"""transformers' names."""
+SCHEDULER_FILE = "scheduler.pt"
+"""transformers' name."""
 
 if TYPE_CHECKING:
     _Trainer = Trainer
@@ -54,11 +54,6 @@ class TrainedCheckpoints(_Trainer):
     """The newest step that was saved or resumed from."""
     before_training: Callable[[], None]
     """Called where tensors are sharded, once the model stands where it is trained and before a checkpoint is read."""
-
-    @cached_property
-    def late_files(self) -> LateFiles:
-        """What of a checkpoint is not written yet."""
-        return LateFiles()
 
     def trained_changed(self) -> None:
         """Look anew at which parameters require gradients."""
@@ -121,11 +116,11 @@ class TrainedCheckpoints(_Trainer):
         names = self._selected
         if gathered is None:
             own = trained_state(self._tuned.model, names)
-            gathered = {name: parameter.detach() for name, parameter in own.items()}
+            gathered = {name: parameter.detach().cpu().contiguous() for name, parameter in own.items()}
         check_whole(gathered, {name: self._shapes[name] for name in names})
         if not all(bool(torch.isfinite(tensor).all()) for tensor in gathered.values()):
             require_finite("a trained weight", math.nan, self.state.global_step, self.last_checkpoint)
-        self.late_files.write(save_tensors, gathered, folder / TRAINED_FILE)
+        save_file(gathered, folder / TRAINED_FILE)
         if self._tuned.initial_adapter:
             save_file(self._tuned.initial_adapter, folder / INITIAL_FILE)
         if self._sharding.shards:
@@ -133,12 +128,11 @@ class TrainedCheckpoints(_Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Each rank its part, where the state is sharded."""
+        if not self._sharding.shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
         assert self.lr_scheduler is not None
-        if self._sharding.shards:
-            self._sharding.save_optimizer(self, Path(output_dir))
-        elif self.args.should_save:
-            assert self.optimizer is not None
-            self.late_files.write(save_state, self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_FILE)
+        self._sharding.save_optimizer(self, Path(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
@@ -159,8 +153,7 @@ class TrainedCheckpoints(_Trainer):
         return frozenset(name for name, p in self._tuned.model.named_parameters() if id(p) in ours)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.late_files.begin()
-        with without_checksums():
+        with _without_checksums():
             super()._save_checkpoint(model, trial)
         if dist.is_initialized() and dist.get_world_size() > 1:
             # The node's first process uploads what all of them have written.
@@ -211,6 +204,18 @@ class TrainedCheckpoints(_Trainer):
             for name, parameter in trained_parameters(self._tuned.model).items():
                 if name in saved:
                     parameter.copy_(saved[name])
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Have torch write its archives without a CRC-32 of each tensor: it takes three quarters of the time, and nobody
+    looks at it. What is uploaded, and what comes back, is compared by its SHA-256."""
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
 
 
 def check_resumable(sharding: Sharding, folder: Path) -> None:
