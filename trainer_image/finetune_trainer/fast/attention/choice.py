@@ -164,12 +164,12 @@ def _tried(
                 away = _away(run(inputs).float(), expected, mixture=_is_mixture(model))
                 if not away <= ROUNDING[dtype]:
                     return f"what {name} makes of two samples differs by {away:.2g} from what it makes of each"
-        reason = _window_unseen(model, seen, asked[0].inputs["max_length_q"])
+        longest = asked[0].inputs["max_length_q"]
+        reason = _window_unseen(model, seen, longest)
         if kernel.special_only and not any(heads.are_special for heads in seen):
             reason = "it has to be asked for where scores are plain"
         if reason is not None or kernel is ONE_BY_ONE:
             return reason
-        longest = asked[0].inputs["max_length_q"]
         found = (trial.difference(kernel, heads, device, dtype, longest) for heads in seen)
         return next(filter(None, found), None)
     except torch.OutOfMemoryError:
