@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from aiohttp.http_exceptions import HttpProcessingError
+
 _FIELDS = ("lease", "identity", "cause", "count", "seconds")
 _ABOUT: ContextVar[dict[str, object] | None] = ContextVar("what is logged about", default=None)
 
@@ -49,8 +51,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """kopf tells of a connection that broke as of a defect: the watches are started again, and say why themselves."""
+    """Connections that broke are told as defects by kopf, whose watches are started again and say why themselves;
+    and by aiohttp, whoever sends to a port what is no HTTP (a scanner, a client with TLS)."""
     if record.name.startswith("kopf._"):
+        record.exc_info = record.exc_text = None
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "%s; answered %d: %s", (record.getMessage(), error.code, " ".join(str(error).split()))
         record.exc_info = record.exc_text = None
     return True
 

@@ -31,6 +31,7 @@ REGION = "us-east-1"
 
 _ROLES = ("master", "volume", "filer", "s3", "admin")
 _PORTS = range(20_000, 32_000)  # below the range that Linux takes outgoing ports from
+_ADMIN_PORTS = range(61_000, 65_536)  # above that range: see _free_ports
 _START_TRIES = 3
 _STOP_SECONDS = 3.0  # its orderly end takes two seconds, or now and then much longer
 _VOLUME_MIB = 1024
@@ -102,6 +103,7 @@ class SeaweedServer:
         for attempt in range(1, _START_TRIES + 1):
             self._ports = _free_ports()
             with self._starting():
+                self._ports_path.write_text(json.dumps(self._ports))
                 self._process = self._spawn()
             with contextlib.ExitStack() as undo:
                 undo.callback(self.stop)
@@ -134,7 +136,7 @@ class SeaweedServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._remove_sockets()
+        _remove_sockets(self._ports)
 
     def __enter__(self) -> Self:
         self.start()
@@ -176,6 +178,8 @@ class SeaweedServer:
         for folder in self.data_dir.glob("m[0-9]*"):
             shutil.rmtree(folder)
         (self.data_dir / "mini.options").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # the last server may have been killed
+            _remove_sockets(json.loads(self._ports_path.read_bytes()))
         identity = {
             "name": "finetune",
             "credentials": [{"accessKey": self._access_key, "secretKey": self._secret_key}],
@@ -188,6 +192,10 @@ class SeaweedServer:
     @property
     def _config_path(self) -> Path:
         return self.data_dir / "s3.json"
+
+    @property
+    def _ports_path(self) -> Path:
+        return self.data_dir / "ports.json"
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         program = [str(find_binary()), "-logtostderr=true", "mini", *self._options()]
@@ -243,13 +251,6 @@ class SeaweedServer:
         except OSError as error:
             return f"(no log: {error})"
 
-    def _remove_sockets(self) -> None:
-        # SeaweedFS puts sockets that are named after its ports here, whatever TMPDIR says.
-        for role in _ROLES:
-            sockets = (f"{role}-{self._ports[role]}", f"{role}-grpc-{self._ports[f'{role}.grpc']}")
-            for name in sockets:
-                Path(f"/tmp/seaweedfs-{name}.sock").unlink(missing_ok=True)  # nosec B108  # where SeaweedFS puts it
-
 
 def find_binary() -> Path:
     """The `weed` program: beside the running Python, in its scripts folder, or on PATH. Raises SeaweedError."""
@@ -269,20 +270,38 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _free_ports() -> dict[str, int]:
-    """A free port of 127.0.0.1 for each role, and one for its gRPC."""
+    """A free port of 127.0.0.1 for each role, and one for its gRPC.
+
+    SeaweedFS's worker looks for the admin's gRPC at its port + 10,000, whatever it was told, and tries
+    every few seconds: the admin's port is so high that the sum is no port, and nobody else's server is called.
+    """
     names = [name for role in _ROLES for name in (role, f"{role}.grpc")]
-    ports: dict[str, int] = {}
+    names.remove("admin")
     with contextlib.ExitStack() as held:
-        for port in random.sample(_PORTS, len(_PORTS)):  # nosec B311  # no secret
-            listener = held.enter_context(socket.socket())
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports[names[len(ports)]] = port
-            if len(ports) == len(names):
-                return ports
-    raise SeaweedError(f"no {len(names)} free ports between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+        ports = dict(zip(names, _free(_PORTS, len(names), held), strict=True))
+        (ports["admin"],) = _free(_ADMIN_PORTS, 1, held)
+        return ports
+
+
+def _free(among: range, count: int, held: contextlib.ExitStack) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(among, len(among)):  # nosec B311  # no secret
+        listener = held.enter_context(socket.socket())
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise SeaweedError(f"no {count} free ports between {among.start} and {among.stop - 1} on 127.0.0.1")
+
+
+def _remove_sockets(ports: Mapping[str, int]) -> None:
+    """SeaweedFS puts sockets that are named after its ports into /tmp, whatever TMPDIR says."""
+    for name, port in ports.items():
+        socket_name = f"seaweedfs-{name.replace('.', '-')}-{port}.sock"
+        Path("/tmp", socket_name).unlink(missing_ok=True)  # nosec B108  # where SeaweedFS puts it
 
 
 def _answers(port: int) -> bool:

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from finetune_operator import logs
 from finetune_operator.errors import ClusterError
 from finetune_operator.observed import JobRef
+from finetune_operator.serving import listen, probes
 from finetune_operator.workqueue import WorkQueue
 
 A, B = JobRef("team", "a"), JobRef("team", "b")
@@ -67,3 +69,22 @@ def test_what_is_about_no_job_says_so(lines: list[dict[str, object]]) -> None:
     logging.getLogger("finetune_operator").error("leadership lost", extra={"cause": "not renewed"})
     assert "job" not in lines[0] and "attempt" not in lines[0]
     assert (lines[0]["message"], lines[0]["cause"]) == ("leadership lost", "not renewed")
+
+
+async def test_what_is_no_http_is_one_quiet_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a client of gRPC that dials the wrong port sends it."""
+    before = logging.getLogger().handlers[:]
+    server = await listen(probes(CollectorRegistry(), alive=bool, ready=bool), "127.0.0.1", 0, setting="PORT")
+    try:
+        logs.configure("json")
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        assert b" 400 Bad Request" in await reader.read()
+        writer.close()
+    finally:
+        logging.getLogger().handlers[:] = before
+        await server.cleanup()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if line["logger"] == "aiohttp.server"]
+    assert line["level"] == "info" and "exception" not in line
+    assert line["message"].startswith("Error handling request from 127.0.0.1; answered 400: ")
