@@ -22,6 +22,7 @@ from finetune_trainer.model import empty_model, load_model, read_config
 from finetune_trainer.training import FinetuneTrainer, training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
 from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
+from finetune_trainer.training.late_files import LateFiles
 from finetune_trainer.training.steps import TrainerParts
 from tests.tiny_models import VOCABULARY, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -178,6 +179,7 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     resume: Path | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    late: LateFiles | None = None,
 ) -> Fitted:
     """Load, apply the method and train, through the product's own functions."""
     model_config = read_config(folder)
@@ -204,11 +206,12 @@ def fit(
         layout,
         config,
         training_arguments(config, output, torch.device("cpu"), {}),
-        callbacks=[*callbacks, CheckpointCallback(config.checkpoints, None, 1), stop],
+        callbacks=[*callbacks, CheckpointCallback(config.checkpoints, None, 1, late), stop],
         stop_requested=stop_requested,
     )
     trainer = FinetuneTrainer(parts, rows=rows or token_rows(), collate=collator_of(config))
     stop.trainer = trainer
+    trainer.late_files = late
     if config.layers is not None and config.layers.unfreeze is not None:
         schedule = config.layers.unfreeze
         trainer.add_callback(ProgressiveUnfreezing(tuned.model, layout, selection, schedule, trainer.trained_changed))

@@ -17,7 +17,7 @@ from finetune_trainer.errors import (
     Unavailable,
     UsageError,
 )
-from finetune_trainer.workspace import is_full_disk
+from finetune_trainer.workspace import full_disk_error
 
 PEER_LOST = "PeerLost"
 
@@ -30,6 +30,7 @@ _PEER_LOST = re.compile(
     r"|Connection closed by peer|Connection reset by peer|Broken pipe|gloo.*(?:[Tt]imed out|[Tt]imeout|closed)"
     r"|(?:TCPStore|c10d).*(?:[Tt]imed out|[Tt]imeout|failed|refused|reset)|Socket Timeout|wait timeout after"
 )
+_UNWRITTEN = re.compile(r"PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos")
 _MESSAGE_CHARACTERS = 1500
 
 
@@ -69,10 +70,13 @@ def _known(error: BaseException) -> TrainerError | None:
             " checkpoints.resume: never",
             reason="UnsafeCheckpoint",
         )
-    if is_full_disk(error):
-        assert isinstance(error, OSError)
+    full = full_disk_error(error)
+    if full is not None:
+        return DiskFull(f"cannot write {full.filename or 'a file'}: {full.strerror}; give the job a larger work volume")
+    if isinstance(error, RuntimeError) and _UNWRITTEN.search(str(error)):
         return DiskFull(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}; give the job a larger work volume"
+            f"torch could not write a file ({_brief(error)}): the disk is full, or fails; give the job a larger work"
+            " volume"
         )
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return InternalError(
@@ -106,6 +110,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
+        if _is_instance(current, "torch.distributed.checkpoint.api", "CheckpointException"):
+            # What went wrong on each rank.
+            yield from (failure for failure, _ in current.failures.values())  # type: ignore[attr-defined]
         current = current.__cause__
 
 

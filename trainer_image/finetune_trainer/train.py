@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.checkpoint import CheckpointStore
-from finetune_trainer.checkpoint.exchange import download_checkpoint, uploads
+from finetune_trainer.checkpoint.exchange import LAST_UPLOAD_SECONDS, download_checkpoint, uploads
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import RunResult, TrainerConfig
 from finetune_trainer.contract.schedule import UnfreezeSchedule
@@ -54,6 +54,7 @@ from finetune_trainer.tasks import SupervisedTask, Task, task_of
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, ProgressCallback, StopCallback, TensorBoardCallback
 from finetune_trainer.training.checkpoints import TRAINED_FILE, tensor_shapes
+from finetune_trainer.training.late_files import late_files
 from finetune_trainer.training.steps import TrainerParts, TrainingSteps
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,10 @@ def train(
     stands on the GPUs, and nothing is trained yet. Raises Preempted when asked to stop."""
     folder = context.workspace.checkpoints / config.folder_name
     stop = StopCallback(context.stop.hold)
-    with uploads(context, checkpoints, config.checkpoints.keep) as uploader:
+    with (
+        uploads(context, checkpoints, config.checkpoints.keep) as uploader,
+        late_files(LAST_UPLOAD_SECONDS) as late,
+    ):
         parts = TrainerParts(
             tuned,
             base.layout,
@@ -233,7 +237,7 @@ def train(
             training_arguments(config, folder, device, strategy_arguments(config, context.world_size)),
             callbacks=[
                 *([ProgressCallback(context.progress), tensorboard] if context.is_main else []),
-                CheckpointCallback(config.checkpoints, uploader, context.world_size),
+                CheckpointCallback(config.checkpoints, uploader, context.world_size, late),
                 *([CompileCache(config, context, device)] if config.training.compile_cache else []),
                 stop,
             ],
@@ -241,6 +245,7 @@ def train(
         )
         trainer = task.trainer(parts)
         stop.trainer = trainer
+        trainer.late_files = late
         trainer.before_training = lambda: divided(trainer)
         if config.layers is not None and config.layers.unfreeze is not None:
             trainer.add_callback(_unfreezing(trainer, config, base, tuned, config.layers.unfreeze))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ WORKDIR_VARIABLE = "FINETUNE_WORKDIR"
 DEFAULT_WORKDIR = "/var/lib/finetune"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -95,23 +97,29 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn the errors of a full disk, a used-up quota or a file size limit into DiskFull; let all others pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        full = full_disk_error(error)
+        if full is None:
             raise
-        raise disk_full(path, error) from error
+        raise DiskFull(
+            f"cannot write {path}: {full.strerror} ({_mebibytes(free_bytes(path))} MiB free on its file system); give"
+            " the job a larger work volume"
+        ) from error
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that a disk, a quota or a file size limit is used up."""
-    return isinstance(error, OSError) and error.errno in _FULL
+def full_disk_error(error: BaseException) -> OSError | None:
+    """What the system said where an error means that a disk, a quota or a file size limit is used up.
 
-
-def disk_full(path: Path, error: OSError) -> DiskFull:
-    """The explained form of such an error."""
-    return DiskFull(
-        f"cannot write {path}: {error.strerror} ({_mebibytes(free_bytes(path))} MiB free on its file system); give the"
-        " job a larger work volume"
-    )
+    safetensors has it in its text. torch fails on what follows from it, and has it as the context of its own error
+    where it writes into an open file; given a path, it knows nothing of it.
+    """
+    if isinstance(error, OSError):
+        found: BaseException | None = error
+    elif type(error).__name__ == "SafetensorError" and (number := _RUST_ERROR.search(str(error))):
+        found = OSError(int(number[1]), os.strerror(int(number[1])))
+    else:
+        found = error.__context__ if isinstance(error, RuntimeError) else None
+    return found if isinstance(found, OSError) and found.errno in _FULL else None
 
 
 def write_json_atomically(path: Path, data: Any) -> None:

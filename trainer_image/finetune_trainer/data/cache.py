@@ -18,7 +18,7 @@ from finetune_trainer.contract.config import DatasetConfig
 from finetune_trainer.data.purpose import Purpose
 from finetune_trainer.data.sources import Source
 from finetune_trainer.errors import DiskFull, InternalError
-from finetune_trainer.workspace import is_full_disk
+from finetune_trainer.workspace import full_disk_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def building(cache_dir: Path, key: str) -> Iterator[Path]:
         _seal(folder)
         _publish(folder, entry(cache_dir, key))
     except OSError as error:
-        if is_full_disk(error):
+        if full_disk_error(error) is not None:
             raise DiskFull(
                 f"no room for the tokenized data in {cache_dir}: {error.strerror}; give the volume more space"
             ) from error

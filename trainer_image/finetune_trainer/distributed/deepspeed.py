@@ -22,6 +22,7 @@ from finetune_trainer.distributed.sharding import Sharding, Tensors, current_dev
 from finetune_trainer.errors import InternalError
 from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods.qlora import move_quantization_constants
+from finetune_trainer.tensor_files import save_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -109,7 +110,7 @@ class ZeroSharding(Sharding):
     def save_optimizer(self, trainer: Trainer, folder: Path) -> None:
         """A file of each rank."""
         state = self._engine.optimizer.state_dict()
-        torch.save(state, folder / _file(dist.get_rank()))
+        save_state(state, folder / _file(dist.get_rank()))
 
     def load_optimizer(self, trainer: Trainer, folder: Path) -> None:
         """This rank's file: optimizer state and master weights."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.lora import RESIDUAL_VARIANTS, as_plain_adapter, as_plain_settings
 from finetune_trainer.model import end_tokens
 from finetune_trainer.results.delta import DELTA_DESCRIPTION, DELTA_FILE
+from finetune_trainer.tensor_files import save_tensors
 
 Artifact = Literal["adapter", "delta", "model"]
 
@@ -86,7 +87,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targe
 
 def _save_delta(model: nn.Module, config: TrainerConfig, base: BaseReference, target: Path) -> None:
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, target / DELTA_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, target / DELTA_FILE)
     description: dict[str, Any] = {
         "format": "finetune-delta/1",
         "baseModel": base.uri,
@@ -111,7 +112,7 @@ def _save_adapter(tuned: TunedModel, config: TrainerConfig, base: BaseReference,
     described = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
     if config.lora is not None and config.lora.variant in RESIDUAL_VARIANTS:
         tensors = as_plain_adapter(load_file(target / ADAPTER_FILE), tuned.initial_adapter)
-        save_file(tensors, target / ADAPTER_FILE, metadata={"format": "pt"})
+        save_tensors(tensors, target / ADAPTER_FILE)
         described |= as_plain_settings(described)
     # PEFT writes sets: the same adapter should have the same bytes.
     for key in ("target_modules", "target_parameters"):

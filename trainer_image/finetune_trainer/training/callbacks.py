@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.checkpoint import BackgroundUploader
     from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.training.late_files import LateFiles
     from finetune_trainer.training.steps import TrainingSteps
 
 REPORTED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch")
@@ -95,15 +97,25 @@ class CheckpointCallback(TrainerCallback):
     The last step is saved as well, so that an attempt that fails after the training does not train again.
     """
 
-    def __init__(self, config: CheckpointConfig, uploader: BackgroundUploader | None, world_size: int) -> None:
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        uploader: BackgroundUploader | None,
+        world_size: int,
+        late_files: LateFiles | None = None,
+    ) -> None:
+        """`late_files`: the trainer's, whose folders are handed over once they are whole."""
         self._config = config
         self._uploader = uploader
+        self._late_files = late_files
         self._world_size = world_size
         self._saved: int | None = None
         """The newest step whose folder was handed over."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save every so many steps, and after the last one."""
+        """Save every so many steps, and after the last one. Raises what kept the last folder from being written."""
+        if self._late_files is not None:
+            self._late_files.raise_failure()
         due = self._config.unit is Unit.STEP and state.global_step % self._config.every == 0
         if due or state.global_step >= state.max_steps:
             control.should_save = True
@@ -124,9 +136,15 @@ class CheckpointCallback(TrainerCallback):
         """Hand the folder over; it is the uploader's from now on."""
         control.should_save = False
         self._saved = state.global_step
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if self._late_files is None:
+            self._submit(state.global_step, folder)
+        else:
+            self._late_files.hand_over(partial(self._submit, state.global_step, folder))
+
+    def _submit(self, step: int, folder: Path) -> None:
         if self._uploader is not None:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            self._uploader.submit(state.global_step, folder, self._world_size)
+            self._uploader.submit(step, folder, self._world_size)
 
 
 class StopCallback(TrainerCallback):

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
-from torch.serialization import get_crc32_options, set_crc32_options
 from transformers import Trainer, TrainerState
 
 from finetune_trainer.contract import ModelLayout
@@ -28,12 +26,14 @@ from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.lora import restore_residual
 from finetune_trainer.sanity import require_finite
+from finetune_trainer.tensor_files import save_state, save_tensors
+from finetune_trainer.training.late_files import LateFiles, Save
 
 TRAINED_FILE = "trained.safetensors"
 INITIAL_FILE = "initial_adapter.safetensors"
 SHARDING_FILE = "sharding.json"
-SCHEDULER_FILE = "scheduler.pt"
-"""transformers' name."""
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+"""transformers' names."""
 
 if TYPE_CHECKING:
     _Trainer = Trainer
@@ -52,6 +52,8 @@ class TrainedCheckpoints(_Trainer):
     """Of every parameter of the model, before it was divided."""
     last_checkpoint: int | None
     """The newest step that was saved or resumed from."""
+    late_files: LateFiles | None = None
+    """Where files that a checkpoint does not have to wait for are handed over."""
     before_training: Callable[[], None]
     """Called where tensors are sharded, once the model stands where it is trained and before a checkpoint is read."""
 
@@ -114,27 +116,32 @@ class TrainedCheckpoints(_Trainer):
         if not self.args.should_save:
             return
         names = self._selected
-        if gathered is None:
-            own = trained_state(self._tuned.model, names)
-            gathered = {name: parameter.detach().cpu().contiguous() for name, parameter in own.items()}
-        check_whole(gathered, {name: self._shapes[name] for name in names})
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in gathered.values()):
+        tensors: Mapping[str, torch.Tensor] = trained_state(self._tuned.model, names) if gathered is None else gathered
+        check_whole(tensors, {name: self._shapes[name] for name in names})
+        if not all_finite(tensors.values()):
             require_finite("a trained weight", math.nan, self.state.global_step, self.last_checkpoint)
-        save_file(gathered, folder / TRAINED_FILE)
+        self._write_file(_save_on_host, tensors, folder / TRAINED_FILE)
         if self._tuned.initial_adapter:
-            save_file(self._tuned.initial_adapter, folder / INITIAL_FILE)
+            save_tensors(self._tuned.initial_adapter, folder / INITIAL_FILE)
         if self._sharding.shards:
             (folder / SHARDING_FILE).write_text(json.dumps(self._sharding.description()) + "\n", encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Each rank its part, where the state is sharded."""
-        if not self._sharding.shards:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        assert self.lr_scheduler is not None
-        self._sharding.save_optimizer(self, Path(output_dir))
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        folder = Path(output_dir)
+        if self._sharding.shards:
+            self._sharding.save_optimizer(self, folder)
+        elif self.args.should_save:
+            self._write_file(save_state, self.optimizer.state_dict(), folder / OPTIMIZER_FILE)
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+            save_state(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+
+    def _write_file(self, save: Save, content: Any, path: Path) -> None:
+        if self.late_files is None:
+            save(content, path)
+        else:
+            self.late_files.write(save, content, path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self._sharding.shards:
@@ -153,8 +160,11 @@ class TrainedCheckpoints(_Trainer):
         return frozenset(name for name, p in self._tuned.model.named_parameters() if id(p) in ours)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with _without_checksums():
-            super()._save_checkpoint(model, trial)
+        if self.late_files is not None:
+            ends = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+            # Of what is sharded, every rank writes its part, and all have to be there when this returns.
+            self.late_files.begin(late=not ends and not self._sharding.shards)
+        super()._save_checkpoint(model, trial)
         if dist.is_initialized() and dist.get_world_size() > 1:
             # The node's first process uploads what all of them have written.
             dist.barrier()
@@ -206,18 +216,6 @@ class TrainedCheckpoints(_Trainer):
                     parameter.copy_(saved[name])
 
 
-@contextmanager
-def _without_checksums() -> Iterator[None]:
-    """Have torch write its archives without a CRC-32 of each tensor: it takes three quarters of the time, and nobody
-    looks at it. What is uploaded, and what comes back, is compared by its SHA-256."""
-    before = get_crc32_options()
-    set_crc32_options(False)
-    try:
-        yield
-    finally:
-        set_crc32_options(before)
-
-
 def check_resumable(sharding: Sharding, folder: Path) -> None:
     """Refuse a checkpoint whose optimizer state is divided otherwise. Raises UsageError."""
     file = folder / SHARDING_FILE
@@ -234,6 +232,18 @@ def check_resumable(sharding: Sharding, folder: Path) -> None:
 def trained_state(model: nn.Module, names: frozenset[str]) -> dict[str, nn.Parameter]:
     """The named parameters, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no number is infinite or none. Host synchronisation: one for each device."""
+    found: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(each).all()) for each in found.values())
+
+
+def _save_on_host(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:

@@ -1,0 +1,65 @@
+"""A disk that is full while tensors are written to it, which no library tells like another."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from finetune_trainer.errors import DiskFull
+from finetune_trainer.explain import explain
+from finetune_trainer.tensor_files import save_state, save_tensors
+
+TENSORS = {"a": torch.arange(2.0**19)}
+
+
+@contextmanager
+def files_of(size: int) -> Iterator[None]:
+    """No file of this process gets larger: the one way to a full disk that needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [save_tensors, save_state])
+def test_what_is_too_large_for_the_disk_is_named(write: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/file: File too large \(.*larger work volume"):
+        with files_of(2**16):
+            write(TENSORS, tmp_path / "file")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    save_tensors(TENSORS, tmp_path / "tensors")
+    save_state({"state": TENSORS, "step": 3}, tmp_path / "state")
+    read = torch.load(tmp_path / "state", weights_only=True)
+    torch.testing.assert_close([load_file(tmp_path / "tensors"), read["state"]], [TENSORS, TENSORS], rtol=0, atol=0)
+    assert read["step"] == 3
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: save_file(TENSORS, folder / "file"),
+        lambda folder: torch.save(TENSORS, folder / "file"),
+        lambda folder: save({"state": TENSORS}, checkpoint_id=folder / "shards", no_dist=True),
+    ],
+    ids=["safetensors", "torch", "shards"],
+)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_library_that_writes_by_itself_is_understood(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """Each has an error of its own."""
+    with pytest.raises(BaseException) as failed, files_of(2**16):
+        write(tmp_path)
+    found = explain(failed.value)
+    assert isinstance(found, DiskFull), found
+    assert "give the job a larger work volume" in found.message
