@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from finetune_operator.local import seaweed as module
+from finetune_operator.local import seaweed_ports
 from finetune_operator.local.seaweed import SeaweedError, SeaweedServer
 from finetune_trainer.storage import S3Uri
 from tests.s3 import connect
@@ -127,3 +128,9 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path, taken: str
     with pytest.raises(SeaweedError, match=rf"cannot be started: {tmp_path}/{taken}: .*; is the disk full\?"):
         server.start()
     assert server.pid is None
+
+
+def test_ports_that_are_all_taken_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seaweed_ports, "_ADMIN_PORTS", range(61_000, 61_000))
+    with pytest.raises(SeaweedError, match=r"cannot be started: no 1 free ports between 61000 and 60999"):
+        SeaweedServer(tmp_path / "data", **KEYS).start()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess  # nosec B404  # each call is judged by itself
@@ -23,15 +22,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from finetune_operator.local import die_with_parent
+from finetune_operator.local.seaweed_ports import free_ports, remove_sockets
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 REGION = "us-east-1"
 
-_ROLES = ("master", "volume", "filer", "s3", "admin")
-_PORTS = range(20_000, 32_000)  # below the range that Linux takes outgoing ports from
-_ADMIN_PORTS = range(61_000, 65_536)  # above that range: see _free_ports
 _START_TRIES = 3
 _STOP_SECONDS = 3.0  # its orderly end takes two seconds, or now and then much longer
 _VOLUME_MIB = 1024
@@ -101,7 +98,7 @@ class SeaweedServer:
         with self._starting():
             self._prepare()
         for attempt in range(1, _START_TRIES + 1):
-            self._ports = _free_ports()
+            self._ports = _ports()
             with self._starting():
                 self._ports_path.write_text(json.dumps(self._ports))
                 self._process = self._spawn()
@@ -136,7 +133,7 @@ class SeaweedServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _remove_sockets(self._ports)
+        remove_sockets(self._ports)
 
     def __enter__(self) -> Self:
         self.start()
@@ -179,7 +176,7 @@ class SeaweedServer:
             shutil.rmtree(folder)
         (self.data_dir / "mini.options").unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError, ValueError):  # the last server may have been killed
-            _remove_sockets(json.loads(self._ports_path.read_bytes()))
+            remove_sockets(json.loads(self._ports_path.read_bytes()))
         identity = {
             "name": "finetune",
             "credentials": [{"accessKey": self._access_key, "secretKey": self._secret_key}],
@@ -226,9 +223,9 @@ class SeaweedServer:
             "volume.max": str(_MAX_VOLUMES),
             "volume.preStopSeconds": "1",
         }
-        for role in _ROLES:
-            options[f"{role}.port"] = str(self._ports[role])
-            options[f"{role}.port.grpc"] = str(self._ports[f"{role}.grpc"])
+        for name, port in self._ports.items():
+            role, *grpc = name.split(".")
+            options[".".join([role, "port", *grpc])] = str(port)
         return [f"-{name}={value}" for name, value in options.items()]
 
     def _wait_until_ready(self, deadline: float) -> None:
@@ -269,39 +266,11 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(("AWS_", "HF_", "S3_", "WEED_"))}
 
 
-def _free_ports() -> dict[str, int]:
-    """A free port of 127.0.0.1 for each role, and one for its gRPC.
-
-    SeaweedFS's worker looks for the admin's gRPC at its port + 10,000, whatever it was told, and tries
-    every few seconds: the admin's port is so high that the sum is no port, and nobody else's server is called.
-    """
-    names = [name for role in _ROLES for name in (role, f"{role}.grpc")]
-    names.remove("admin")
-    with contextlib.ExitStack() as held:
-        ports = dict(zip(names, _free(_PORTS, len(names), held), strict=True))
-        (ports["admin"],) = _free(_ADMIN_PORTS, 1, held)
-        return ports
-
-
-def _free(among: range, count: int, held: contextlib.ExitStack) -> list[int]:
-    found: list[int] = []
-    for port in random.sample(among, len(among)):  # nosec B311  # no secret
-        listener = held.enter_context(socket.socket())
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise SeaweedError(f"no {count} free ports between {among.start} and {among.stop - 1} on 127.0.0.1")
-
-
-def _remove_sockets(ports: Mapping[str, int]) -> None:
-    """SeaweedFS puts sockets that are named after its ports into /tmp, whatever TMPDIR says."""
-    for name, port in ports.items():
-        socket_name = f"seaweedfs-{name.replace('.', '-')}-{port}.sock"
-        Path("/tmp", socket_name).unlink(missing_ok=True)  # nosec B108  # where SeaweedFS puts it
+def _ports() -> dict[str, int]:
+    try:
+        return free_ports()
+    except OSError as error:
+        raise SeaweedError(f"SeaweedFS cannot be started: {error.strerror}") from error
 
 
 def _answers(port: int) -> bool:
