@@ -13,6 +13,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -94,10 +95,23 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedConfig]] = {
 }
 """Name of an architecture to a function that makes its configuration; keyword arguments override its fields."""
 
+UNPLANNED: dict[str, Callable[..., PreTrainedConfig]] = {
+    "gpt-oss": _decoder(
+        GptOssConfig,
+        intermediate_size=32,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        sliding_window=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+}
+"""The same of those that the operator does not know the memory of."""
+
 
 def tiny_config(architecture: str = "llama", **overrides: Any) -> PreTrainedConfig:
     """The configuration of a tiny model; `tie_word_embeddings` is the usual override."""
-    return ARCHITECTURES[architecture](**overrides)
+    return {**ARCHITECTURES, **UNPLANNED}[architecture](**overrides)
 
 
 def tiny_model(architecture: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:

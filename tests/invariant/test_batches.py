@@ -11,8 +11,8 @@ import torch
 
 from finetune_trainer.data import Collator
 from finetune_trainer.errors import UsageError
+from finetune_trainer.fast.choice import mask_separates
 from finetune_trainer.loss import NextTokenLoss, Targets
-from finetune_trainer.sanity import check_packing
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
 from tests.trainer_jobs import fit, trainer_config
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -60,11 +60,12 @@ PACKABLE = sorted(set(ARCHITECTURES) - {"falcon"})
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_models_that_do_not_separate_packed_samples_are_refused(architecture: str) -> None:
     model = tiny_model(architecture)
+    config = trainer_config(Path("m"), Path("d"), dataset={"packing": True})
     if architecture in PACKABLE:
-        check_packing(model, torch.device("cpu"))
+        assert mask_separates(config, model)
     else:
         with pytest.raises(UsageError, match=r"spec\.dataset\.packing: in FalconForCausalLM samples .* see each other"):
-            check_packing(model, torch.device("cpu"))
+            mask_separates(config, model)
 
 
 # Gemma 2 caps its attention's logits, which sdpa cannot.

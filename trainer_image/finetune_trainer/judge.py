@@ -46,6 +46,7 @@ class Judge:
         config = self._config.model_copy(update={"evaluation": evaluation.model_copy(update=little)})
         data = replace(self._data, train=self._data.train[:1])
         task = task_of(config, data, self._tokenizer, self._device, lambda: None)
+        task.begin(model)
         Judge(config, self._tokenizer, data, task, self._device)._judge(model, task.score_base)
 
     def base(self, model: torch.nn.Module) -> None:

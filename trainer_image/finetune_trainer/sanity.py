@@ -52,11 +52,11 @@ def learning_rate_warning(
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module, device: torch.device) -> None:
-    """Refuse to pack samples for a model that lets them see each other.
+def mixes_samples(model: nn.Module, device: torch.device) -> bool:
+    """Whether samples that share a row see each other where a model runs with a mask of its own.
 
     Whether attention within a row is block-diagonal is up to each architecture's code, which is asked here: what comes
-    before a sample in its row may not change what the model makes of it. Raises UsageError where it does.
+    before a sample in its row may not change what the model makes of it.
     """
     half = 6
     first, second, sample = (torch.arange(start, start + half, device=device) for start in (10, 40, 70))
@@ -68,11 +68,7 @@ def check_packing(model: nn.Module, device: torch.device) -> None:
     ]
     difference = (logits[0].float() - logits[1].float()).abs().max() / logits[0].float().abs().max()
     # Masked positions weigh exactly nothing; what is left is rounding, where a mixture of experts groups its tokens.
-    if not difference < 0.02:
-        raise UsageError(
-            f"spec.dataset.packing: in {type(model).__name__} samples that share a row see each other; set it to false",
-            reason="PackingNotSupported",
-        )
+    return not difference < 0.02
 
 
 def parameter_groups(model: nn.Module, layout: ModelLayout) -> dict[str, list[nn.Parameter]]:

@@ -14,6 +14,7 @@ from finetune_trainer.data import Collator, PreparedData, RowDataset, Samples
 from finetune_trainer.data.samples import IGNORED_LABEL
 from finetune_trainer.errors import InternalError
 from finetune_trainer.evaluation import HeldOutScores, score
+from finetune_trainer.fast.choice import mask_separates
 from finetune_trainer.methods.prompts import POSITIONS
 from finetune_trainer.training import FinetuneTrainer
 from finetune_trainer.training.steps import TrainerParts, TrainingSteps
@@ -37,6 +38,10 @@ class Task(Protocol):
 
     def score(self, model: nn.Module) -> HeldOutScores | None:
         """What the tuned model makes of the held-out data."""
+
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+"""Rows to a batch."""
 
 
 def task_of(
@@ -70,28 +75,32 @@ class SupervisedTask:
         device: torch.device,
     ) -> None:
         self._config = config
+        self._tokenizer = tokenizer
         self._device = device
-        self._rows = _rows(data.train, config)
-        held_out = data.validation[: config.evaluation.max_samples] if data.validation is not None else None
-        self.held_out = len(held_out) if held_out is not None else 0
-        self._held_out = _rows(held_out, config)
-        self._collate = _collator(config, tokenizer)
+        self._train = data.train
+        self._held_out = data.validation[: config.evaluation.max_samples] if data.validation is not None else None
+        self.held_out = len(self._held_out) if self._held_out is not None else 0
+        self._masked = True
+        """Whether the model's own mask keeps the samples of a row apart, too."""
 
     def batches(self, tokens: int) -> Iterator[dict[str, Any]]:
-        """The training data once, in an order of the job's seed, in batches of at least so many trained tokens."""
-        if self._rows is None:
+        """The training data once, in an order of the job's seed, in batches of at least so many trained tokens, for a
+        model as transformers runs it."""
+        rows, collate = self._rows(self._train, packing=self._packed_with_a_mask)
+        if rows is None:
             return
         part: list[dict[str, torch.Tensor]] = []
         order = torch.Generator().manual_seed(self._config.training.seed)
-        for number in torch.randperm(len(self._rows), generator=order).tolist():
-            part.append(self._rows[number])
+        for number in torch.randperm(len(rows), generator=order).tolist():
+            part.append(rows[number])
             trained = sum(int((row["labels"] != IGNORED_LABEL).sum()) for row in part)
             if len(part) >= self._config.training.micro_batch_size and trained >= tokens:
-                yield self._collate(part)
+                yield collate(part)
                 part = []
 
     def begin(self, model: nn.Module) -> None:
-        """Nothing to look at."""
+        """Find out what keeps packed samples apart. Raises UsageError where nothing does."""
+        self._masked = not self._config.dataset.packing or mask_separates(self._config, model)
 
     def score_base(self, model: nn.Module) -> HeldOutScores | None:
         """Perplexity and token accuracy."""
@@ -99,26 +108,31 @@ class SupervisedTask:
 
     def score(self, model: nn.Module) -> HeldOutScores | None:
         """Perplexity and token accuracy."""
-        if self._held_out is None:
-            return None
-        return score(model, self._held_out, self._collate, self._config, self._device)
+        rows, collate = self._rows(self._held_out, packing=self._packed_with_a_mask)
+        return None if rows is None else score(model, rows, collate, self._config, self._device)
 
     def trainer(self, parts: TrainerParts) -> TrainingSteps:
         """Next-token cross-entropy."""
-        if self._rows is None:
+        rows, collate = self._rows(self._train, packing=self._config.dataset.packing)
+        if rows is None:
             raise InternalError("the prepared data has no training row")
-        return FinetuneTrainer(parts, rows=self._rows, collate=self._collate)
+        return FinetuneTrainer(parts, rows=rows, collate=collate, masked=self._masked)
+
+    @property
+    def _packed_with_a_mask(self) -> bool:
+        """Whether rows of what has no kernel, which is all but the training, hold several samples."""
+        return self._config.dataset.packing and self._masked
+
+    def _rows(self, samples: Samples | None, *, packing: bool) -> tuple[RowDataset | None, Collate]:
+        collate = _collator(self._config, self._tokenizer, packing=packing)
+        if samples is None or not len(samples):
+            return None, collate
+        return RowDataset.packed(samples, self._config.dataset.max_length) if packing else RowDataset(samples), collate
 
 
-def _rows(samples: Samples | None, config: TrainerConfig) -> RowDataset | None:
-    if samples is None or not len(samples):
-        return None
-    return RowDataset.packed(samples, config.dataset.max_length) if config.dataset.packing else RowDataset(samples)
-
-
-def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Any]]:
+def _collator(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Collate:
     assert isinstance(tokenizer.pad_token_id, int), "read_tokenizer has seen to it"
-    collator = Collator(tokenizer.pad_token_id, packed=config.dataset.packing)
+    collator = Collator(tokenizer.pad_token_id, packed=packing)
 
     def collate(rows: list[Any]) -> dict[str, Any]:
         batch = collator(rows)

@@ -44,11 +44,11 @@ from finetune_trainer.methods import Start, TunedModel, apply_method
 from finetune_trainer.methods.lora import adapter_can_be_left_out
 from finetune_trainer.methods.qlora import check_device
 from finetune_trainer.methods.unfreeze import ProgressiveUnfreezing
-from finetune_trainer.model import autocast, load_model
+from finetune_trainer.model import load_model
 from finetune_trainer.preflight import check_job, fetch_inputs, prepare_stage
 from finetune_trainer.results.pointers import earlier_result
 from finetune_trainer.results.save import Base, Outcome, save_result
-from finetune_trainer.sanity import check_packing, group_of
+from finetune_trainer.sanity import group_of
 from finetune_trainer.stages import SharedBase, Stage, named, tune_adapters
 from finetune_trainer.tasks import SupervisedTask, Task, task_of
 from finetune_trainer.training import training_arguments
@@ -105,9 +105,6 @@ def tune(
     home = torch.device("cpu") if config.parallelism.divides_weights else device
     shared = shared or SharedBase()
     model = shared.take(config) or load_model(base.folder, config, base.layout, base.selection, home, data.classes)
-    if config.dataset.packing:
-        with autocast(config, home):
-            check_packing(model, home)
     task = task_of(config, data, base.tokenizer, device, lambda: context.progress.report(0, 0, {}))
     task.begin(model)
 

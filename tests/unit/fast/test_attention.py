@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.nn.attention import flex_attention
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, GptOssConfig
+from transformers import AutoModelForImageTextToText, Gemma3Config
 
 from finetune_trainer.data import Collator
 from finetune_trainer.fast import attention
@@ -63,14 +63,8 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> K
 
 
 def model_with_sinks() -> Any:
-    """A tiny gpt-oss."""
-    config = GptOssConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=4,
-        max_position_embeddings=256, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    """A tiny gpt-oss whose sinks weigh as much as tokens do."""
+    model = tiny_model("gpt-oss").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * (1.0 if "sinks" in name else 0.05))

@@ -216,8 +216,10 @@ def test_a_model_with_soft_capped_scores_gets_the_kernel_that_caps(monkeypatch: 
 def test_kernels_come_in_the_order_of_their_speed() -> None:
     gpu = torch.device("cuda")
 
-    def names(how: FlashAttn, device: torch.device, micro_batches: int = 0, *, waits: bool = False) -> list[str]:
-        wanted = attention.Wanted(how, 2048, micro_batches, waits)
+    def names(
+        how: FlashAttn, device: torch.device, micro_batches: int = 0, *, waits: bool = False, masked: bool = True
+    ) -> list[str]:
+        wanted = attention.Wanted(how, 2048, micro_batches, waits, masked)
         return [kernel.name.split(" of torch")[0] for kernel in choice._candidates(wanted, device)]
 
     ready = ["FlashAttention 3", "varlen_attn"]
@@ -226,6 +228,8 @@ def test_kernels_come_in_the_order_of_their_speed() -> None:
     assert names(FlashAttn.AUTO, gpu) == ready
     assert names(FlashAttn.AUTO, gpu, waits=True) == [*ready, "FlashAttention 4", "FlexAttention"]
     assert names(FlashAttn.AUTO, gpu, choice.WORTH_FLASH4, waits=True) == made
+    # Where a mask mixes samples, short ones wait, too.
+    assert names(FlashAttn.AUTO, gpu, masked=False) == [*ready, "FlashAttention 4", "FlexAttention"]
     assert names(FlashAttn.VARLEN, gpu) == made
     assert names(FlashAttn.FLEX, gpu) == ["FlexAttention"]
     assert names(FlashAttn.VARLEN, CPU) == ["one by one, on a CPU"]

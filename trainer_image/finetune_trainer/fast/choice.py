@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.compiling import WORTH_COMPILING, may_be_long
 from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
+from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation, packed_masks
 from finetune_trainer.layers import decoder_blocks
 from finetune_trainer.model import DTYPES, autocast
 from finetune_trainer.quantized.linear import unrounded_activations
+from finetune_trainer.sanity import mixes_samples
 
 PLAIN_STRATEGIES = frozenset({Strategy.AUTO, Strategy.SINGLE, Strategy.DDP})
 """Strategies that leave the model as it is. The others replace its forward pass, or gather weights around it."""
@@ -81,12 +83,34 @@ class _NotRun(Exception):
     """A few tokens cannot be passed through the model."""
 
 
-def choose(config: TrainerConfig, model: nn.Module, device: torch.device, micro_batches: int) -> FastPaths:
+def mask_separates(config: TrainerConfig, model: nn.Module) -> bool:
+    """Whether a model's own mask keeps the samples of packed rows apart. Where it does not, a kernel has to: what lays
+    samples out one after the other needs no mask.
+
+    All processes enter. Raises UsageError where neither does.
+    """
+    device = next(model.parameters()).device
+    with autocast(config, device):
+        mixes = mixes_samples(model, device)
+    if not any(told_by_all(mixes)):
+        return True
+    logger.info(
+        "packing: what runs with a mask has one sample in a row: %s mixes them", type(causal_of(model)).__name__
+    )
+    # The training asks again, once the model is tuned; what cannot be trained is refused before anything is judged.
+    _kernel(config, model, device, 0, masked=False)
+    return False
+
+
+def choose(
+    config: TrainerConfig, model: nn.Module, device: torch.device, micro_batches: int, *, masked: bool = True
+) -> FastPaths:
     """The paths for a job's supervised training, of so many micro-batches on each GPU.
 
-    Raises UsageError where the job insists on a path that it cannot take.
+    masked: whether attention with a mask computes the job's rows, too (`mask_separates`). Raises UsageError where the
+    job insists on a path that it cannot take, and where nothing computes its rows.
     """
-    kernel = _kernel(config, model, device, micro_batches)
+    kernel = _kernel(config, model, device, micro_batches, masked=masked)
     compiled = _compiled(config, device, micro_batches)
     # The scale of gradients in fp16 is decided on the host, at every step.
     late = device.type == "cuda" and _unsharded(config) and config.training.precision is not Precision.FP16
@@ -95,37 +119,50 @@ def choose(config: TrainerConfig, model: nn.Module, device: torch.device, micro_
 
 
 def _kernel(
-    config: TrainerConfig, model: nn.Module, device: torch.device, micro_batches: int
+    config: TrainerConfig, model: nn.Module, device: torch.device, micro_batches: int, *, masked: bool
 ) -> attention.Kernel | None:
+    """None: with a mask, which is no answer where `masked` is false."""
     wanted = config.training.flash_attn
-    if wanted is FlashAttn.SDPA:
-        logger.info("attention: with a mask, as spec.training.flashAttn says")
-        return None
-    if wanted is FlashAttn.AUTO and device.type == "cpu":
-        logger.info("attention: with a mask; CPUs have no kernel for samples of any length")
-        return None
-    reason = unfit(config)
-    if reason is None and config.training.neftune_alpha is not None:
-        reason = "NEFTune's noise depends on the length of a row"
-    if reason is None and getattr(causal_of(model).config, "output_router_logits", False):
-        reason = "the model's balancing loss counts tokens of a padding mask"
+    reason = _untried(config, model, device, masked=masked)
     if reason is None:
         try:
-            kernel = _best_kernel(config, causal_of(model), device, micro_batches)
+            kernel = _best_kernel(config, causal_of(model), device, micro_batches, masked=masked)
         except attention.Unsupported as error:
             reason = str(error)
         else:
             logger.info("attention: samples one after the other without a mask (%s)", kernel.name)
             return kernel
-    if wanted is not FlashAttn.AUTO:
+    if not masked:
+        instead = "use auto, or set packing to false" if wanted is FlashAttn.SDPA else "set packing to false"
+        raise UsageError(
+            f"spec.dataset.packing: in {type(causal_of(model)).__name__} samples that share a row see each other where "
+            f"attention has a mask, and there is no kernel without one: {reason}; {instead}",
+            reason="PackingNotSupported",
+        )
+    if wanted in (FlashAttn.VARLEN, FlashAttn.FLEX):
         raise UsageError(f"spec.training.flashAttn: {wanted} cannot be used: {reason}; use auto or sdpa")
-    logger.info("attention: with a mask; not one sample after the other: %s", reason)
+    logger.info("attention: with a mask; %s", reason)
     return None
+
+
+def _untried(config: TrainerConfig, model: nn.Module, device: torch.device, *, masked: bool) -> str | None:
+    """Why no kernel for samples of any length needs to be tried."""
+    wanted = config.training.flash_attn
+    if wanted is FlashAttn.SDPA:
+        return "spec.training.flashAttn is sdpa"
+    if wanted is FlashAttn.AUTO and device.type == "cpu" and masked:
+        return "CPUs have no kernel for samples of any length"
+    reason = unfit(config)
+    if reason is None and config.training.neftune_alpha is not None:
+        reason = "NEFTune's noise depends on the length of a row"
+    if reason is None and getattr(causal_of(model).config, "output_router_logits", False):
+        reason = "the model's balancing loss counts tokens of a padding mask"
+    return reason
 
 
 @torch.no_grad()
 def _best_kernel(
-    config: TrainerConfig, causal: PreTrainedModel, device: torch.device, micro_batches: int
+    config: TrainerConfig, causal: PreTrainedModel, device: torch.device, micro_batches: int, *, masked: bool = True
 ) -> attention.Kernel:
     """Raises Unsupported where there is none."""
 
@@ -140,7 +177,7 @@ def _best_kernel(
         dtype = DTYPES[config.training.precision]
         training = config.training
         waits = may_be_long(training.max_steps, training.micro_batch_size * training.gradient_accumulation)
-        wanted = attention.Wanted(training.flash_attn, config.dataset.max_length, micro_batches, waits)
+        wanted = attention.Wanted(training.flash_attn, config.dataset.max_length, micro_batches, waits, masked)
         return attention.best_kernel(causal, device, dtype, wanted, run)
     finally:
         causal.train(was_training)

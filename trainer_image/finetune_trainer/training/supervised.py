@@ -61,10 +61,18 @@ class TargetCollator:
 class FinetuneTrainer(TrainingSteps):
     """Given answers, and plain text."""
 
-    def __init__(self, parts: TrainerParts, *, rows: Any, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        parts: TrainerParts,
+        *,
+        rows: Any,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        masked: bool = True,
+    ) -> None:
+        """masked: whether attention with a mask computes what rows ask for (`fast.choice.mask_separates`)."""
         config = parts.config
         micro_batches = micro_batches_of(config, len(rows), parts.arguments.world_size)
-        self._fast = choose(config, parts.tuned.model, parts.arguments.device, micro_batches)
+        self._fast = choose(config, parts.tuned.model, parts.arguments.device, micro_batches, masked=masked)
         flat = partial(flatten, capacity=capacity_of(config), longest=config.dataset.max_length)
         self._rows = NumberedRows(rows)
         self._collator = TargetCollator(collate, flat) if self._fast.kernel else TargetCollator(collate)

@@ -49,6 +49,8 @@ class Wanted(NamedTuple):
     micro_batches: int
     waits: bool
     """With `auto`: whether it waits for a kernel's code where there is no other kernel (`contract.compiling`)."""
+    masked: bool = True
+    """Whether a mask would do, too. Where none does, `auto` waits for whatever kernel there is."""
 
 
 class _Asked(NamedTuple):
@@ -102,10 +104,10 @@ def _candidates(wanted: Wanted, device: torch.device) -> tuple[Kernel, ...]:
         return (ONE_BY_ONE,)
     if wanted.how is FlashAttn.VARLEN:
         return (FLASH4, FLASH3, TORCHS, FLEX)
-    if not wanted.waits:
+    if wanted.masked and not wanted.waits:
         return (FLASH3, TORCHS)
     # With a mask, special scores of all pairs of tokens are kept. Plain ones are not, and are fast enough as they are.
-    last = replace(FLEX, special_only=True)
+    last = replace(FLEX, special_only=wanted.masked)
     if wanted.micro_batches >= WORTH_FLASH4:
         return (FLASH4, FLASH3, TORCHS, last)
     return (FLASH3, TORCHS, FLASH4, last)
