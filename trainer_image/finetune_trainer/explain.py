@@ -74,6 +74,9 @@ def _known(error: BaseException) -> TrainerError | None:
     if full is not None:
         return DiskFull(f"cannot write {full.filename or 'a file'}: {full.strerror}; give the job a larger work volume")
     if isinstance(error, RuntimeError) and _UNWRITTEN.search(str(error)):
+        known = error.__context__
+        if isinstance(known, OSError):
+            return InternalError(f"torch could not write a file: {_brief(known)}; look at the job's work volume")
         return DiskFull(
             f"torch could not write a file ({_brief(error)}): the disk is full, or fails; give the job a larger work"
             " volume"

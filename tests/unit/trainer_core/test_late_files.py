@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from finetune_trainer.errors import DiskFull, InternalError, Unavailable
 from finetune_trainer.tensor_files import save_state, save_tensors
 from finetune_trainer.training import late_files
-from finetune_trainer.training.checkpoints import OPTIMIZER_FILE, TRAINED_FILE
+from finetune_trainer.training.checkpoints import OPTIMIZER_FILE, TRAINED_FILE, all_finite
 from finetune_trainer.training.late_files import LateFiles
 from tests.trainer_jobs import fit, trainer_config
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -73,6 +74,29 @@ def test_later_steps_do_not_change_what_is_written(model_folder: ModelFolder, tm
         assert len({frozenset(each) for each in names}) == 1
 
 
+def test_what_is_noted_at_a_tensor_stays_in_its_process(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """bitsandbytes notes that a tensor is paged, and would page ordinary memory where it is read."""
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, *_: Any, optimizer: torch.optim.Optimizer, **__: Any) -> None:
+            for state in optimizer.state.values():
+                state["exp_avg"].is_paged = True
+
+    config = trainer_config(model_folder(), tmp_path / "data", training={"max_steps": 1}, checkpoints={"every": 1})
+    fit(model_folder(), config, tmp_path / "out", callbacks=[Notes()])
+    states = torch.load(tmp_path / "out" / "checkpoint-1" / OPTIMIZER_FILE, weights_only=True)["state"].values()
+    assert states
+    assert not any(hasattr(state["exp_avg"], "is_paged") for state in states)
+
+
+def test_a_stop_waits_for_no_other_thread(model_folder: ModelFolder, tmp_path: Path) -> None:
+    config = trainer_config(model_folder(), tmp_path / "data", training={"max_steps": 9}, checkpoints={"every": 1})
+    late = PutOff()
+    fit(model_folder(), config, tmp_path / "out", late=late, stop_requested=lambda: len(late.all) == 2)
+    assert [len(files) for files in late.all] == [2, 2, 0]
+    assert (tmp_path / "out" / "checkpoint-3" / OPTIMIZER_FILE).exists()
+
+
 def test_a_run_whose_disk_is_full_ends_within_a_step(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +130,14 @@ def test_what_memory_has_no_room_for_is_written_at_once(tmp_path: Path, monkeypa
     files.hand_over(lambda: None)
     files.finish()
     assert torch.equal(load_file(tmp_path / "first")["a"], torch.arange(128.0))
+
+
+def test_without_steps_to_come_nothing_is_put_off(tmp_path: Path) -> None:
+    """An optimizer without a state is of no size at all."""
+    files = LateFiles()
+    files.begin(late=False)
+    files.write(save_state, {"state": {}}, tmp_path / "file")
+    assert (tmp_path / "file").exists()
 
 
 def test_what_cannot_be_copied_is_written_at_once(files: LateFiles, tmp_path: Path) -> None:
@@ -145,10 +177,15 @@ def test_copies_are_let_go_one_after_the_other(files: LateFiles, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("raised", "kind"), [(Unavailable("the store is away"), Unavailable), (KeyError("a defect"), InternalError)]
+    ("raised", "kind"),
+    [
+        (Unavailable("the store is away"), Unavailable),
+        (KeyError("a defect"), InternalError),
+        (BaseException("as Rust panics"), InternalError),
+    ],
 )
 def test_what_the_thread_meets_is_raised_once(
-    files: LateFiles, raised: Exception, kind: type[Exception], tmp_path: Path
+    files: LateFiles, raised: BaseException, kind: type[Exception], tmp_path: Path
 ) -> None:
     def fail() -> None:
         raise raised
@@ -168,6 +205,25 @@ def test_why_a_run_failed_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptur
         files.hand_over(lambda: None)
         raise KeyboardInterrupt
     assert "the newest checkpoint was not written" in caplog.text
+
+
+def test_a_disk_that_hangs_does_not_hold_up_a_run_that_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    go_on = threading.Event()
+    with pytest.raises(KeyboardInterrupt), late_files.late_files(0.05) as files:
+        files.begin(late=True)
+        files.write(lambda *_: go_on.wait(5), {}, tmp_path / "file")
+        files.hand_over(lambda: None)
+        raise KeyboardInterrupt
+    assert "the newest checkpoint was not written within 0 s" in caplog.text
+    go_on.set()
+    assert files.finish(5)
+
+
+def test_numbers_that_are_none_are_found() -> None:
+    tensors = [torch.ones(3), torch.ones(2, dtype=torch.bfloat16)]
+    assert all_finite(tensors) and all_finite([])
+    for wrong in (torch.inf, torch.nan):
+        assert not all_finite([*tensors, torch.tensor([0.0, wrong])])
 
 
 def test_a_run_ends_when_its_last_files_are_written(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from finetune_trainer.errors import DiskFull
+from finetune_trainer.errors import DiskFull, InternalError
 from finetune_trainer.explain import explain
 from finetune_trainer.tensor_files import save_state, save_tensors
 
@@ -63,3 +65,22 @@ def test_a_library_that_writes_by_itself_is_understood(write: Callable[[Path], N
     found = explain(failed.value)
     assert isinstance(found, DiskFull), found
     assert "give the job a larger work volume" in found.message
+
+
+class Broken(io.BytesIO):
+    """A file of a disk that fails after a while."""
+
+    def write(self, data: Any) -> int:
+        """So much, and no more."""
+        if self.tell() > 2**16:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(data)
+
+
+def test_a_disk_that_fails_is_not_told_as_full() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.save(TENSORS, Broken())
+    found = explain(failed.value)
+    assert isinstance(found, InternalError)
+    assert "Input/output error" in found.message
+    assert "work volume" in found.message

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from transformers import Trainer, TrainerState
 
 from finetune_trainer.contract import ModelLayout
@@ -26,7 +27,7 @@ from finetune_trainer.layers import trained_parameters
 from finetune_trainer.methods import TunedModel
 from finetune_trainer.methods.lora import restore_residual
 from finetune_trainer.sanity import require_finite
-from finetune_trainer.tensor_files import save_state, save_tensors
+from finetune_trainer.tensor_files import save_state, save_tensors, without_checksums
 from finetune_trainer.training.late_files import LateFiles, Save
 
 TRAINED_FILE = "trained.safetensors"
@@ -133,7 +134,9 @@ class TrainedCheckpoints(_Trainer):
         if self._sharding.shards:
             self._sharding.save_optimizer(self, folder)
         elif self.args.should_save:
-            self._write_file(save_state, self.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+            # Without what bitsandbytes notes at its paged tensors: where they are read, no memory is paged yet.
+            state = tree_map_only(torch.Tensor, torch.Tensor.detach, self.optimizer.state_dict())
+            self._write_file(save_state, state, folder / OPTIMIZER_FILE)
         if self.args.should_save:
             save_state(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
 
@@ -164,6 +167,7 @@ class TrainedCheckpoints(_Trainer):
             ends = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
             # Of what is sharded, every rank writes its part, and all have to be there when this returns.
             self.late_files.begin(late=not ends and not self._sharding.shards)
+        without_checksums()
         super()._save_checkpoint(model, trial)
         if dist.is_initialized() and dist.get_world_size() > 1:
             # The node's first process uploads what all of them have written.

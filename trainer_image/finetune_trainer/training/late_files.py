@@ -41,6 +41,7 @@ class LateFiles:
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
+        self._late = False
         self._room = 0
         self._thread: threading.Thread | None = None
         self._error: TrainerError | None = None
@@ -54,6 +55,7 @@ class LateFiles:
         Raises what kept the last one's files from being written.
         """
         self.finish()
+        self._late = late
         self._room = int(SHARE * free_memory()) if late else 0
 
     def write(self, save: Save, content: Any, path: Path) -> None:
@@ -61,7 +63,7 @@ class LateFiles:
         leaves = tree_leaves(content)
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         # What an object has inside, the next step may change.
-        if size > self._room or not all(isinstance(leaf, _KNOWN) for leaf in leaves):
+        if not self._late or size > self._room or not all(isinstance(leaf, _KNOWN) for leaf in leaves):
             save(content, path)
             return
         self._room -= size
@@ -82,11 +84,12 @@ class LateFiles:
         if error is not None:
             raise error
 
-    def finish(self, timeout: float | None = None) -> None:
-        """Wait until everything is written, for so many seconds at most; see `raise_failure`."""
+    def finish(self, timeout: float | None = None) -> bool:
+        """Wait until everything is written, for so many seconds at most: whether it is. See `raise_failure`."""
         if self._thread is not None:
             self._thread.join(timeout)
         self.raise_failure()
+        return self._thread is None or not self._thread.is_alive()
 
     def _write(self, waiting: deque[Callable[[], None]], then: Callable[[], None]) -> None:
         try:
@@ -94,10 +97,10 @@ class LateFiles:
                 # Its copy goes with it.
                 waiting.popleft()()
             then()
-        except Exception as error:
+        except BaseException as error:  # a panic of safetensors' is no Exception
             self._error = explain(error)
             if not isinstance(error, TrainerError):
-                logger.exception("the files of a checkpoint could not be written")
+                logger.exception("a checkpoint was not written, or not handed over")
 
 
 @contextmanager
@@ -109,7 +112,8 @@ def late_files(patience: float) -> Iterator[LateFiles]:
     except BaseException:
         # Why the run ends is not hidden by what follows from it.
         try:
-            files.finish(patience)
+            if not files.finish(patience):
+                logger.warning("the newest checkpoint was not written within %.0f s, and is left out", patience)
         except TrainerError as error:
             logger.warning("the newest checkpoint was not written: %s", error.message)
         raise
