@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer.fast import choice, compilation
 from finetune_trainer.training.supervised import micro_batches_of
@@ -48,6 +50,11 @@ def test_micro_batches_of_a_training(
     assert micro_batches_of(config, rows, processes) == expected
 
 
+def _decided(_: nn.Module, x: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    start, end = bounds.tolist()
+    return x if start == end else x * 2
+
+
 class Stubborn(nn.Module):
     """A block whose code torch's compiler refuses."""
 
@@ -74,6 +81,28 @@ def test_what_cannot_be_compiled_runs_as_it_is_only_where_it_may(monkeypatch: py
     with compilation.compiled([block], draws=False), pytest.raises(RuntimeError, match="no code for this machine"):
         block(x)
     assert "forward" not in block.__dict__
+
+
+class Deciding(nn.Module):
+    """A block that is recomputed, and whose code depends on numbers in a tensor."""
+
+    gradient_checkpointing = True
+    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
+
+    @wraps(_decided)
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return _decided(self, *args)
+
+
+def test_recomputed_blocks_of_more_than_one_graph_are_compiled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
+    torch._dynamo.reset()
+    block = Deciding().train()
+    x = torch.ones(3, requires_grad=True)
+    with compilation.compiled([block], draws=False):
+        block(x, torch.tensor([1, 2])).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [2.0, 2.0, 2.0]
 
 
 class Adapted(nn.Module):

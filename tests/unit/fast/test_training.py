@@ -103,6 +103,24 @@ def test_compiled_blocks_train_the_same(
         assert "forward" not in block.__dict__
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_go_around_what_is_no_graph(
+    model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention on a CPU looks at where samples lie."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    slow = trained(model_folder(num_hidden_layers=2), tmp_path / "slow")
+    training = {"flash_attn": "varlen", "torch_compile": "always", "gradient_checkpointing": checkpointing}
+    fast = trained(model_folder(num_hidden_layers=2), tmp_path / "fast", training=training)
+    assert_same(fast, slow)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
+
+
 def test_16_bit_adapters_inputs_are_not_widened(model_folder: ModelFolder, tmp_path: Path) -> None:
     """The losses of a bf16 run are the same, bit for bit, as with PEFT's own copies."""
     changes: dict[str, Any] = {"training": {"precision": "bf16"}}

@@ -126,7 +126,8 @@ class _Code:
                     if isinstance(around, Offload):
                         stack.enter_context(around.held(args[0]))
                     return self._from_inputs(block, *args, **kwargs)
-            except (dynamo.Unsupported, dynamo.FailOnRecompileLimitHit) as error:
+            # What depends on numbers in a tensor is the user's error to dynamo. Either way it is more than one graph.
+            except (dynamo.Unsupported, dynamo.UserError, dynamo.FailOnRecompileLimitHit) as error:
                 self._leave(error)
             except dynamo.TorchDynamoException as error:
                 if not self._may_fail:
