@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.base import quantity_to_bytes
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, PlanStatus
+from finetune_trainer.contract.fast_paths import FastUse
 from finetune_trainer.contract.strategies import StrategyUse, strategy_problems
 from finetune_trainer.contract.vocabulary import Method, OffloadTarget, QuantizationType, Strategy, Switch
 
@@ -56,6 +57,27 @@ def strategy_use(spec: FineTuneJobSpec, strategy: Strategy, stage: int | None, o
     )
 
 
+def fast_use(spec: FineTuneJobSpec) -> FastUse:
+    """What a job asks of the trainer's fast paths."""
+    training = spec.training
+    quantization = spec.quantization.type if spec.quantization else QuantizationType.NF4
+    return FastUse(
+        strategy=Strategy(spec.parallelism.strategy),
+        method=spec.method,
+        flash_attn=training.flash_attn,
+        torch_compile=training.torch_compile,
+        fuse_adapters=training.fuse_adapters,
+        quantization=quantization if spec.method is Method.QLORA else None,
+        dropout=spec.lora is not None and spec.lora.dropout > 0,
+        noise=training.neftune_alpha is not None,
+    )
+
+
+def keeps_whole(spec: FineTuneJobSpec) -> bool:
+    """Whether a job insists on what is not there where its model is divided."""
+    return spec.training.cache_frozen_prefix is Switch.ALWAYS or fast_use(spec).insists
+
+
 def _dividing(spec: FineTuneJobSpec, per_node: int, gpu_memory: int | None) -> Strategy | None:
     """For methods that keep optimizer state for much of the model: what divides it among the GPUs, and trains every
     model that `ddp` would; None where nothing does.
@@ -65,7 +87,7 @@ def _dividing(spec: FineTuneJobSpec, per_node: int, gpu_memory: int | None) -> S
     """
     if spec.method not in (Method.FULL, Method.FREEZE) or spec.resources.gpus < 2 or gpu_memory is None:
         return None
-    if spec.training.cache_frozen_prefix is Switch.ALWAYS:
+    if keeps_whole(spec):
         return None
     if 4 * quantity_to_bytes(spec.resources.memory) < per_node * gpu_memory:
         return None

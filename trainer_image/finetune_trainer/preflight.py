@@ -9,11 +9,12 @@ from typing import Any
 
 from finetune_trainer.context import RunContext
 from finetune_trainer.contract import SelectionError, TrainerConfig, select
-from finetune_trainer.contract.vocabulary import LoraBias
+from finetune_trainer.contract.vocabulary import LoraBias, Method
 from finetune_trainer.data import PreparedData, Purpose, check_first_rows, prepare, use_template
 from finetune_trainer.distributed import check_strategy, first_then_rest
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import check_evaluation, check_prompts
+from finetune_trainer.fast.choice import use_of
 from finetune_trainer.heads.module import head_layout
 from finetune_trainer.heads.task import check_head
 from finetune_trainer.layers import layout_of
@@ -61,6 +62,7 @@ def check_job(config: TrainerConfig, world_size: int) -> None:
     check_merge(config)
     check_preferences(config)
     check_head(config)
+    _check_paths(config)
     training = config.training
     rows = training.micro_batch_size * training.gradient_accumulation * world_size
     if rows != training.batch_size:
@@ -71,6 +73,15 @@ def check_job(config: TrainerConfig, world_size: int) -> None:
     warning = learning_rate_warning(config.method, training.optimizer, training.learning_rate, training.objective)
     if warning is not None:
         logger.warning(warning)
+
+
+def _check_paths(config: TrainerConfig) -> None:
+    """Of the fast paths, as far as the job's own words say. Heads and preferences have none to choose."""
+    if config.method is Method.HEAD or config.training.objective.is_preference:
+        return
+    problems = list(use_of(config).problems())
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def fetch_inputs(config: TrainerConfig, context: RunContext) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from finetune_operator.convert.dataset import carry_dataset
 from finetune_operator.convert.draft import Draft, number, text, whole, words
 from finetune_operator.convert.method import carry_method, carry_model
 from finetune_operator.convert.notes import Note, Outcome, one_line, shown_name
-from finetune_operator.convert.objective import carry_course, carry_objective, carry_precision, carry_speed
+from finetune_operator.convert.objective import (
+    carry_compilation,
+    carry_course,
+    carry_objective,
+    carry_precision,
+    carry_speed,
+)
 from finetune_operator.convert.parallelism import carry_batches, carry_parallelism, gpus_of
 from finetune_operator.convert.placeless import PLACELESS
 from finetune_operator.convert.text import to_text
@@ -85,6 +91,7 @@ def convert(
     carry_speed(draft)
     carry_batches(draft)
     carry_parallelism(draft, whole_on_each=objective != "sft")
+    carry_compilation(draft, objective)
     _carry_running(draft, output)
     _note_rest(draft, options, method, objective)
     manifest = _manifest(draft.spec, name)

@@ -223,7 +223,7 @@ def _carry_recomputation(draft: Draft) -> None:
 
 
 def carry_speed(draft: Draft) -> None:
-    """Recomputation, attention, compilation."""
+    """Recomputation, attention."""
     _carry_recomputation(draft)
     attention = draft.read("flash_attn", text)
     if attention == "sdpa":
@@ -232,7 +232,15 @@ def carry_speed(draft: Draft) -> None:
         draft.ours("flash_attn", "flashAttn: auto takes a kernel without a mask where GPU and model allow it")
     elif attention is not None:
         draft.hand("flash_attn", "not here; flashAttn: auto is used, both kinds give the same result", "training")
-    if draft.is_on("torch_compile"):
+
+
+def carry_compilation(draft: Draft, objective: str) -> None:
+    """Once it is known how the model is spread: a job that insists on what is not there would be refused."""
+    strategy = draft.spec.get("parallelism", {}).get("strategy")
+    if draft.is_on("torch_compile") and (objective != "sft" or strategy in ("deepspeed", "fsdp")):
+        what = f"objective {objective}" if objective != "sft" else f"strategy {strategy}"
+        draft.drop("torch_compile", f"{what} trains uncompiled here")
+    elif draft.is_on("torch_compile"):
         draft.carry("torch_compile", "training.torchCompile", "always")
     elif "torch_compile" in draft.options:
         draft.carry("torch_compile", "training.torchCompile", "never")

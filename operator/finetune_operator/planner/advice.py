@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from pydantic.alias_generators import to_camel
+
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec, MemoryPerGpu
 from finetune_operator.errors import DoesNotFit
 from finetune_operator.planner.host import fits_pod, memory_for_pod, pod_problem
 from finetune_operator.planner.memory import USABLE_SHARE, estimate
 from finetune_operator.planner.offload import fits_host, host_problem, memory_for
 from finetune_operator.planner.search import Candidate, batch_of, checkpointing_choices, choose, layouts, select_for
+from finetune_operator.planner.support import strategies_of
 from finetune_operator.planner.workload import Batch, Workload, readable
 from finetune_trainer.contract import SelectionError
-from finetune_trainer.contract.vocabulary import Method, Optimizer, Strategy
+from finetune_trainer.contract.fast_paths import SHARDED
+from finetune_trainer.contract.vocabulary import FlashAttn, Method, Optimizer, Strategy, Switch
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
 _SHORTEST = 128
@@ -25,7 +29,7 @@ _RECOMPUTING = {"never": ("auto", "offload"), "auto": ("offload",), "always": ("
 
 def does_not_fit(spec: FineTuneJobSpec, work: Workload, gpu_memory: int, strategies: frozenset[Strategy]) -> DoesNotFit:
     """An error that tells the need in parts and every single change after which the job would fit."""
-    best = _smallest(spec, work, strategies)
+    best = _smallest(spec, work, strategies_of(spec, strategies))
     lines = [
         f"{readable(best.memory.total)} per GPU are needed at least ({parts_text(best.memory)}), with {best.layout}, "
         f"{best.batch.rows} rows of {best.batch.length} tokens at a time and gradient checkpointing "
@@ -75,7 +79,7 @@ def _remedies(
             changed_work = _workload(changed, spec, work)
         except SelectionError:
             return None
-        return choose(changed, changed_work, gpu_memory, None, strategies)
+        return choose(changed, changed_work, gpu_memory, None, strategies_of(changed, strategies))
 
     more = (*_more_host_memory(spec, work, smallest), *_more_pod_memory(spec, work, fits))
     for text, changed in (*more, *_changes(spec)):
@@ -87,7 +91,7 @@ def _remedies(
         if found is not None:
             yield f"dataset.maxLength: {length} ({_need(found)})"
             break
-    if any(strategy in strategies for strategy in (Strategy.DEEPSPEED, Strategy.FSDP)):
+    if strategies_of(spec, strategies) & SHARDED:
         for gpus in _more_gpus(spec):
             found = fits(_with_gpus(spec, gpus))
             if found is not None:
@@ -143,6 +147,23 @@ def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
         yield "method: lora", _with_method(spec, Method.LORA)
     if spec.method in (Method.FULL, Method.FREEZE, Method.LORA):
         yield "method: qlora", _with_method(spec, Method.QLORA)
+    yield from _without_insisting(spec)
+
+
+def _without_insisting(spec: FineTuneJobSpec) -> Iterator[tuple[str, FineTuneJobSpec]]:
+    """For a job that is not divided because of the fast paths that it asks for by name."""
+    training = spec.training
+    if spec.resources.gpus < 2 or spec.parallelism.strategy != "auto":
+        return
+    asked: dict[str, FlashAttn | Switch] = {}
+    if training.flash_attn in (FlashAttn.VARLEN, FlashAttn.FLEX):
+        asked["flash_attn"] = FlashAttn.AUTO
+    for name in ("torch_compile", "fuse_adapters", "cache_frozen_prefix"):
+        if getattr(training, name) is Switch.ALWAYS:
+            asked[name] = Switch.AUTO
+    if asked:
+        text = " and ".join(f"training.{to_camel(name)}: auto" for name in asked)
+        yield text, _with(spec, "training", **asked)
 
 
 def _with(spec: FineTuneJobSpec, part: str, **changes: object) -> FineTuneJobSpec:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_trainer.contract.compiling import may_be_long
+from finetune_trainer.contract.fast_paths import OWN_FORWARD
 from finetune_trainer.contract.vocabulary import (
     FlashAttn,
     LoraVariant,
@@ -19,8 +20,6 @@ from finetune_trainer.contract.vocabulary import (
     Switch,
 )
 
-OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
-"""Methods for which PEFT puts positions of its own into rows or attention."""
 PLAIN_VARIANTS = frozenset(LoraVariant) - {LoraVariant.DORA}
 """Of adapters whose arithmetic is that of LoRA."""
 

@@ -86,13 +86,12 @@ def plan(
             ),
         )
     check_supported(spec, strategies)
-    strategies = strategies_of(spec, strategies)
     known = _as_trained(spec, known)
     work = Workload.of(spec, known, select_for(spec, known.layout))
     check_prefix(spec, work)
     if spec.resources.gpus == 0:
         return _cpu_plan(spec, work, micro_batch_size)
-    chosen = choose(spec, work, gpu_memory, micro_batch_size, strategies)
+    chosen = choose(spec, work, gpu_memory, micro_batch_size, strategies_of(spec, strategies))
     if chosen is None:
         raise does_not_fit(spec, work, gpu_memory, strategies)
     return PlanResult(_status(spec, chosen, work), _notes(spec, work, chosen), work.selection)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.errors import NotSupported
 from finetune_operator.planner.prefix import prefix_problems
-from finetune_operator.shape import strategy_use
+from finetune_operator.shape import fast_use, keeps_whole, strategy_use
 from finetune_trainer.contract.strategies import strategy_problems
 from finetune_trainer.contract.vocabulary import (
     FlashAttn,
@@ -31,11 +31,10 @@ BESIDE_THE_MODEL = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER, Meth
 
 
 def strategies_of(spec: FineTuneJobSpec, strategies: frozenset[Strategy]) -> frozenset[Strategy]:
-    """Those of the strategies that may be chosen for a job: what it is compared with, a head, and a model whose lower
-    blocks are left out, are held whole."""
+    """Those of the strategies that may be chosen for a job: what it is compared with, a head, and a model for which it
+    insists on a fast path, are held whole."""
     plain = spec.training.objective is Objective.SFT and spec.method is not Method.HEAD
-    plain = plain and spec.training.cache_frozen_prefix is not Switch.ALWAYS
-    return strategies if plain else strategies & WHOLE
+    return strategies if plain and not keeps_whole(spec) else strategies & WHOLE
 
 
 def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STRATEGIES) -> None:
@@ -54,10 +53,7 @@ def check_supported(spec: FineTuneJobSpec, strategies: frozenset[Strategy] = STR
 def _fast_paths(spec: FineTuneJobSpec) -> Iterator[str]:
     """What was asked for by name has to happen; `auto` takes what there is."""
     if spec.training.objective is Objective.SFT and spec.method is not Method.HEAD:
-        if spec.training.fuse_adapters is Switch.ALWAYS and not spec.method.uses_lora:
-            yield f"spec.training.fuseAdapters: method {spec.method} has no adapters of that kind; use auto or never"
-        if spec.training.fuse_adapters is Switch.ALWAYS and spec.lora is not None and spec.lora.dropout:
-            yield "spec.training.fuseAdapters: with dropout each adapter has an input of its own; set lora.dropout to 0"
+        yield from fast_use(spec).problems()
         return
     what = "method head" if spec.method is Method.HEAD else f"objective {spec.training.objective}"
     if spec.training.torch_compile is Switch.ALWAYS:

@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import choice, compilation
+from finetune_trainer.preflight import check_job
 from finetune_trainer.training.supervised import micro_batches_of
 from tests.trainer_jobs import trainer_config
 
@@ -48,6 +50,42 @@ def test_micro_batches_of_a_training(
     training["batch_size"] = training["micro_batch_size"] * training["gradient_accumulation"] * processes
     config = trainer_config(tmp_path, tmp_path, training=training)
     assert micro_batches_of(config, rows, processes) == expected
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "compiled": (
+        {"parallelism": {"strategy": "fsdp"}, "training": {"torch_compile": "always"}},
+        "spec.training.torchCompile: always cannot be kept: strategy fsdp trains without it; use auto or never, or"
+        " strategy ddp",
+    ),
+    "samples": (
+        {"parallelism": {"strategy": "fsdp"}, "training": {"flash_attn": "flex"}},
+        "spec.training.flashAttn: flex cannot be used: strategy fsdp trains without it; use auto or sdpa, or"
+        " strategy ddp",
+    ),
+    "fused": (
+        {"training": {"fuse_adapters": "always"}, "lora": {"dropout": 0.1}},
+        "spec.training.fuseAdapters: always cannot be kept: with lora.dropout each adapter has an input of its own; use"
+        " auto or never",
+    ),
+    "all": (
+        {"method": "prompt", "training": {"flash_attn": "varlen", "torch_compile": "always"}},
+        "spec.training.flashAttn: varlen cannot be used: method prompt adds positions of its own; use auto or sdpa;"
+        " spec.training.torchCompile: always cannot be kept: method prompt adds positions of its own; use auto or"
+        " never",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_model_could_keep_is_refused_before_any_is_read(tmp_path: Path, case: str) -> None:
+    changes, message = REFUSED[case]
+    sharded = "parallelism" in changes
+    training = {**changes["training"], "gradient_accumulation": 1 if sharded else 2}
+    config = trainer_config(tmp_path, tmp_path, **{**changes, "training": training})
+    with pytest.raises(UsageError) as caught:
+        check_job(config, 2 if sharded else 1)
+    assert str(caught.value) == message
 
 
 def _decided(_: nn.Module, x: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:

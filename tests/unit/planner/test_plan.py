@@ -275,6 +275,36 @@ def test_a_selection_and_its_notes_come_along() -> None:
             {"resources": {"gpus": 0}, "training": {"flashAttn": "flex", "precision": "fp32"}},
             "spec.training.flashAttn: flex needs a GPU",
         ),
+        *(
+            (
+                {"parallelism": {"strategy": strategy}, "resources": {"gpus": 2}, "training": {field: value}},
+                f"spec.training.{field}: {value} cannot be {verb}: strategy {strategy} trains without it; use auto or"
+                f" {other}, or strategy ddp",
+            )
+            for strategy in ("deepspeed", "fsdp")
+            for field, value, verb, other in (
+                ("torchCompile", "always", "kept", "never"),
+                ("flashAttn", "varlen", "used", "sdpa"),
+                ("fuseAdapters", "always", "kept", "never"),
+            )
+        ),
+        (
+            {"method": "prompt", "training": {"torchCompile": "always"}},
+            "spec.training.torchCompile: always cannot be kept: method prompt adds positions of its own",
+        ),
+        (
+            {"method": "qlora", "quantization": {"type": "int8"}, "training": {"torchCompile": "always"}},
+            "spec.training.torchCompile: always cannot be kept: products with an int8 base are not compiled; use auto",
+        ),
+        (
+            {"training": {"neftuneAlpha": 5, "flashAttn": "flex"}},
+            "spec.training.flashAttn: flex cannot be used: NEFTune",
+        ),
+        (
+            {"method": "full", "training": {"fuseAdapters": "always"}},
+            "spec.training.fuseAdapters: always cannot be kept",
+        ),
+        ({"lora": {"dropout": 0.1}, "training": {"fuseAdapters": "always"}}, "with lora.dropout each adapter has"),
         ({"method": "head", "training": CACHED}, "spec.training.cacheFrozenPrefix: method head runs all blocks"),
         (
             {"training": {"objective": "dpo", **CACHED}},
@@ -345,12 +375,23 @@ def test_every_block_is_recomputed_where_there_is_no_room_or_no_choice() -> None
     assert wanted.recomputed_blocks is not None and 10 < wanted.recomputed_blocks < 32
 
 
-def test_a_cached_prefix_rules_out_what_divides_the_model() -> None:
-    """What is too large for one GPU would else be divided."""
+@pytest.mark.parametrize(
+    ("training", "remedy"),
+    [
+        (CACHED, "training.cacheFrozenPrefix: auto"),
+        ({"torchCompile": "always"}, "training.torchCompile: auto"),
+        (
+            {"flashAttn": "varlen", "torchCompile": "always"},
+            "training.flashAttn: auto and training.torchCompile: auto",
+        ),
+    ],
+)
+def test_a_fast_path_by_name_rules_out_what_divides_the_model(training: dict[str, Any], remedy: str) -> None:
+    """What is too large for one GPU would else be divided, and the trainer refuse it there."""
     parts: dict[str, Any] = {"method": "freeze", "layers": {"last": 2}, "resources": {"gpus": 4}}
     assert planned(gpu_memory=OLD_CARD // 2, **parts).plan.strategy in ("deepspeed", "fsdp")
-    with pytest.raises(DoesNotFit):
-        planned(gpu_memory=OLD_CARD // 2, training=CACHED, **parts)
+    with pytest.raises(DoesNotFit, match=rf"It would fit with: .*{remedy} \("):
+        planned(gpu_memory=OLD_CARD // 2, training=training, **parts)
 
 
 def test_a_strategy_that_cannot_divide_the_job_is_refused() -> None:

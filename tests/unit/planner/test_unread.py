@@ -51,6 +51,8 @@ STRATEGIES: list[tuple[dict[str, Any], tuple[str, int | None]]] = [
     ({"method": "full", "training": {"optimizer": "adafactor"}}, ("ddp", None)),
     ({"method": "head", **PARTS[Method.HEAD]}, ("ddp", None)),
     ({"method": "freeze", "layers": {"last": 2}, "training": {"cacheFrozenPrefix": "always"}}, ("ddp", None)),
+    ({"method": "full", "training": {"torchCompile": "always"}}, ("ddp", None)),
+    ({"method": "full", "training": {"flashAttn": "varlen"}}, ("ddp", None)),
     # Each process reads the whole model into host memory before it is divided.
     ({"method": "full", "resources": {"memory": "64Gi"}}, ("ddp", None)),
     ({"method": "full", "resources": {"memory": "64Gi", "gpus": 2}}, ("fsdp", None)),

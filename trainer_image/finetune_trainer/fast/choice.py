@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.compiling import WORTH_COMPILING, may_be_long
-from finetune_trainer.contract.vocabulary import FlashAttn, Method, Precision, QuantizationType, Strategy, Switch
+from finetune_trainer.contract.fast_paths import SHARDED, FastUse
+from finetune_trainer.contract.vocabulary import FlashAttn, Precision, Switch
 from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation, packed_masks
@@ -23,11 +24,6 @@ from finetune_trainer.layers import decoder_blocks
 from finetune_trainer.model import DTYPES, autocast
 from finetune_trainer.quantized.linear import unrounded_activations
 from finetune_trainer.sanity import mixes_samples
-
-PLAIN_STRATEGIES = frozenset({Strategy.AUTO, Strategy.SINGLE, Strategy.DDP})
-"""Strategies that leave the model as it is. The others replace its forward pass, or gather weights around it."""
-OWN_FORWARD = frozenset({Method.PREFIX, Method.PROMPT, Method.ADAPTER})
-"""Methods for which PEFT puts positions of its own into rows or attention."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +71,27 @@ def _fuse(config: TrainerConfig, model: nn.Module, blocks: list[nn.Module], stac
     except _NotRun as error:
         reason = str(error)
     if config.training.fuse_adapters is Switch.ALWAYS:
-        raise UsageError(f"spec.training.fuseAdapters: always cannot be kept: {reason}; use auto or never")
+        raise UsageError(use_of(config).refused("fuseAdapters", reason))
     logger.info("adapters: each layer by itself: %s", reason)
 
 
 class _NotRun(Exception):
     """A few tokens cannot be passed through the model."""
+
+
+def use_of(config: TrainerConfig) -> FastUse:
+    """What a job asks of the fast paths."""
+    training = config.training
+    return FastUse(
+        strategy=config.parallelism.strategy,
+        method=config.method,
+        flash_attn=training.flash_attn,
+        torch_compile=training.torch_compile,
+        fuse_adapters=training.fuse_adapters,
+        quantization=config.quantization.type if config.quantization is not None else None,
+        dropout=config.lora is not None and config.lora.dropout > 0,
+        noise=training.neftune_alpha is not None,
+    )
 
 
 def mask_separates(config: TrainerConfig, model: nn.Module) -> bool:
@@ -113,7 +124,8 @@ def choose(
     kernel = _kernel(config, model, device, micro_batches, masked=masked)
     compiled = _compiled(config, device, micro_batches)
     # The scale of gradients in fp16 is decided on the host, at every step.
-    late = device.type == "cuda" and _unsharded(config) and config.training.precision is not Precision.FP16
+    sharded = config.parallelism.strategy in SHARDED
+    late = device.type == "cuda" and not sharded and config.training.precision is not Precision.FP16
     may_fail = config.training.torch_compile is Switch.AUTO
     return FastPaths(kernel, compiled, may_fail, _fused(config, device), late)
 
@@ -140,7 +152,7 @@ def _kernel(
             reason="PackingNotSupported",
         )
     if wanted in (FlashAttn.VARLEN, FlashAttn.FLEX):
-        raise UsageError(f"spec.training.flashAttn: {wanted} cannot be used: {reason}; use auto or sdpa")
+        raise UsageError(use_of(config).refused("flashAttn", reason))
     logger.info("attention: with a mask; %s", reason)
     return None
 
@@ -152,9 +164,7 @@ def _untried(config: TrainerConfig, model: nn.Module, device: torch.device, *, m
         return "spec.training.flashAttn is sdpa"
     if wanted is FlashAttn.AUTO and device.type == "cpu" and masked:
         return "CPUs have no kernel for samples of any length"
-    reason = unfit(config)
-    if reason is None and config.training.neftune_alpha is not None:
-        reason = "NEFTune's noise depends on the length of a row"
+    reason = use_of(config).masked
     if reason is None and getattr(causal_of(model).config, "output_router_logits", False):
         reason = "the model's balancing loss counts tokens of a padding mask"
     return reason
@@ -188,9 +198,8 @@ def _compiled(config: TrainerConfig, device: torch.device, micro_batches: int) -
     if wanted is Switch.NEVER:
         logger.info("torch.compile: not used, as spec.training.torchCompile says")
         return False
-    reason = unfit(config)
-    if reason is None and config.quantization is not None and config.quantization.type is QuantizationType.INT8:
-        reason = "products with an int8 base are not compiled"
+    use = use_of(config)
+    reason = use.uncompiled
     if reason is None and wanted is Switch.AUTO:
         reason = _not_worth_it(device, micro_batches)
     reason = reason or compilation.why_not(device)
@@ -198,7 +207,7 @@ def _compiled(config: TrainerConfig, device: torch.device, micro_batches: int) -
         logger.info("torch.compile: decoder blocks and loss")
         return True
     if wanted is Switch.ALWAYS:
-        raise UsageError(f"spec.training.torchCompile: always cannot be kept: {reason}; use auto or never")
+        raise UsageError(use.refused("torchCompile", reason))
     logger.info("torch.compile: not used: %s", reason)
     return False
 
@@ -207,15 +216,14 @@ def _fused(config: TrainerConfig, device: torch.device) -> bool:
     wanted = config.training.fuse_adapters
     if wanted is Switch.NEVER or (wanted is Switch.AUTO and not config.method.uses_lora):
         return False
-    reason = unfit(config) if config.method.uses_lora else f"method {config.method} has no adapters of that kind"
-    if reason is None and config.lora is not None and config.lora.dropout:
-        reason = "dropout gives each adapter an input of its own"
+    use = use_of(config)
+    reason = use.unfused
     if reason is None and wanted is Switch.AUTO and device.type != "cuda":
         reason = "on a CPU the files' own pages are the weights, which are not copied for it"
     if reason is None:
         return True
     if wanted is Switch.ALWAYS:
-        raise UsageError(f"spec.training.fuseAdapters: always cannot be kept: {reason}; use auto or never")
+        raise UsageError(use.refused("fuseAdapters", reason))
     logger.info("adapters: each layer by itself: %s", reason)
     return False
 
@@ -268,19 +276,6 @@ def _not_worth_it(device: torch.device, micro_batches: int) -> str | None:
         return "on a CPU it saves less than it takes"
     if micro_batches < WORTH_COMPILING:
         return f"{micro_batches} micro-batches are too few to make up for the time it takes"
-    return None
-
-
-def _unsharded(config: TrainerConfig) -> bool:
-    return config.parallelism.strategy in PLAIN_STRATEGIES
-
-
-def unfit(config: TrainerConfig) -> str | None:
-    """Why a job's model is not run as transformers has it; None where it is."""
-    if not _unsharded(config):
-        return f"strategy {config.parallelism.strategy} has its own forward pass"
-    if config.method in OWN_FORWARD:
-        return f"method {config.method} adds positions of its own"
     return None
 
 

@@ -18,7 +18,7 @@ from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError, first_line
 from finetune_trainer.fast.attention import ROUNDING, Unsupported
-from finetune_trainer.fast.choice import causal_of, unfit
+from finetune_trainer.fast.choice import causal_of, use_of
 from finetune_trainer.fast.prefix_blocks import Boundary, Unusable
 from finetune_trainer.fast.prefix_cache import PrefixCache
 from finetune_trainer.fast.prefix_store import Address, Room, StatesStore, lay_out
@@ -99,7 +99,7 @@ def _unwanted(wanted: Switch, device: torch.device) -> str | None:
 
 def _unusable(job: PrefixJob) -> str | None:
     """Why it cannot be used, as far as is known without running the model."""
-    reason = unfit(job.config)
+    reason = use_of(job.config).unfit
     if reason is not None:
         return reason
     if job.config.training.neftune_alpha is not None:
