@@ -1,7 +1,8 @@
 """One of several processes that carry out jobs one after the other: imports, which take longest, are paid once.
 
-Its arguments are JOBS.json and OUT: JOBS holds a list of `{"name", "config", "stopAtLook"}`; for each of them
-`OUT/<name>-<rank>.json` says how it ended. `tests.local.pod` starts it.
+Its arguments are JOBS.json and OUT: JOBS holds a list of `{"name", "config", "stopAtLook", "compiler"}`; for each of
+them `OUT/<name>-<rank>.json` says how it ended. A compiler is the backend that torch.compile has meanwhile.
+`tests.local.pod` starts it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,26 @@ class TerminatedAtLook(StopRequest):
                 self.look = None
                 signal.raise_signal(signal.SIGTERM)
         return super().requested
+
+
+@contextmanager
+def compiling_by(backend: str | None) -> Iterator[None]:
+    """Graphs are captured as ever, and become what a backend makes of them: code for tiny models on a CPU is not worth
+    the minutes that it takes to make."""
+    compile_ = torch.compile
+    if backend is not None:
+        torch._dynamo.reset()
+        torch.compile = lambda function, **options: compile_(function, backend=backend, **options)  # type: ignore
+    with warnings.catch_warnings():
+        # torch 2.13 says so of itself, when it traces a function with gradients of its own, and when it looks for those
+        # of what a block is given.
+        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "<class 'torch.autograd.function.Function'> should", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        try:
+            yield
+        finally:
+            torch.compile = compile_
 
 
 def carry_out(job: dict[str, Any], folder: Path, rank: int, world_size: int) -> dict[str, Any]:
@@ -99,5 +121,6 @@ def main(arguments: Sequence[str]) -> None:
     for job in jobs:
         # A collective that not all ranks enter waits for an hour: rather say where.
         faulthandler.dump_traceback_later(SECONDS_PER_JOB, exit=True)
-        ended = carry_out(job, out / job["name"], rank, world_size)
+        with compiling_by(job.get("compiler")):
+            ended = carry_out(job, out / job["name"], rank, world_size)
         (out / f"{job['name']}-{rank}.json").write_text(json.dumps(ended))
