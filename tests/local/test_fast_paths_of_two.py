@@ -147,7 +147,7 @@ def test_what_is_taken_is_logged(name: str, runs: Runs) -> None:
     attention, compilation = runs.said(name)
     without = {
         "varlen": "samples one after the other without a mask",
-        "sdpa": "with a mask, as spec",
+        "sdpa": "with a mask; spec.training.flashAttn is sdpa",
         None: "with a mask",
     }
     assert attention.startswith(f"attention: {without[training.get('flash_attn')]}")
