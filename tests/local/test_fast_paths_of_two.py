@@ -151,7 +151,7 @@ def test_what_is_taken_is_logged(name: str, runs: Runs) -> None:
         None: "with a mask",
     }
     assert attention.startswith(f"attention: {without[training.get('flash_attn')]}")
-    sharded = f"not used: strategy {parallelism['strategy']} trains without it"
+    sharded = f"not used: strategy {parallelism['strategy']} has none of the fast paths"
     taken = {
         "always": "decoder blocks and loss",
         "never": "not used, as spec.training.torchCompile says",

@@ -237,8 +237,13 @@ def carry_speed(draft: Draft) -> None:
 def carry_compilation(draft: Draft, objective: str) -> None:
     """Once it is known how the model is spread: a job that insists on what is not there would be refused."""
     strategy = draft.spec.get("parallelism", {}).get("strategy")
-    if draft.is_on("torch_compile") and (objective != "sft" or strategy in ("deepspeed", "fsdp")):
-        what = f"objective {objective}" if objective != "sft" else f"strategy {strategy}"
+    cannot = {
+        f"objective {objective}": objective != "sft",
+        f"strategy {strategy}": strategy in ("deepspeed", "fsdp"),
+        "an int8 base": draft.spec.get("quantization", {}).get("type") == "int8",
+    }
+    what = next((what for what, holds in cannot.items() if holds), None)
+    if what is not None and draft.is_on("torch_compile"):
         draft.drop("torch_compile", f"{what} trains uncompiled here")
     elif draft.is_on("torch_compile"):
         draft.carry("torch_compile", "training.torchCompile", "always")

@@ -77,6 +77,7 @@ CARRY: list[tuple[dict[str, Any], str, Any]] = [
     ({"torch_compile": True, "deepspeed": "ds_z3.json"}, "training.torchCompile", None),
     ({"torch_compile": True, "fsdp": "full_shard"}, "training.torchCompile", None),
     ({"torch_compile": True, "stage": "dpo"}, "training.torchCompile", None),
+    ({"torch_compile": True, "quantization_bit": 8}, "training.torchCompile", None),
     ({"torch_compile": False, "fsdp": "full_shard"}, "training.torchCompile", "never"),
     ({"auto_find_batch_size": True}, "training.microBatchSize", "auto"),
     ({"deepspeed": "ds_z0_config.json"}, "parallelism", {"strategy": "ddp"}),

@@ -55,12 +55,12 @@ def test_micro_batches_of_a_training(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "compiled": (
         {"parallelism": {"strategy": "fsdp"}, "training": {"torch_compile": "always"}},
-        "spec.training.torchCompile: always cannot be kept: strategy fsdp trains without it; use auto or never, or"
-        " strategy ddp",
+        "spec.training.torchCompile: always cannot be kept: strategy fsdp has none of the fast paths; use auto or"
+        " never, or strategy ddp",
     ),
     "samples": (
         {"parallelism": {"strategy": "fsdp"}, "training": {"flash_attn": "flex"}},
-        "spec.training.flashAttn: flex cannot be used: strategy fsdp trains without it; use auto or sdpa, or"
+        "spec.training.flashAttn: flex cannot be used: strategy fsdp has none of the fast paths; use auto or sdpa, or"
         " strategy ddp",
     ),
     "fused": (

@@ -114,8 +114,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         r"spec\.training\.flashAttn is sdpa; use auto, or set packing to false",
     ),
     "noise": ("gpt-oss", {"training": {"neftune_alpha": 5.0}}, "NEFTune's noise depends on the length of a row; set"),
-    "divided": ("gpt-oss", {"parallelism": {"strategy": "fsdp"}}, "strategy fsdp has its own forward pass; set"),
-    "asked for a kernel": ("gpt-oss", {"training": {"flash_attn": "flex"}}, "FlexAttention runs on GPUs; set"),
+    "divided": ("gpt-oss", {"parallelism": {"strategy": "fsdp"}}, "none of the fast paths; use strategy ddp, or set"),
+    "asked for a kernel": (
+        "gpt-oss",
+        {"training": {"flash_attn": "flex"}},
+        "FlexAttention runs on GPUs; use auto, or set",
+    ),
 }
 
 
@@ -136,3 +140,14 @@ def test_a_kernel_that_mixes_samples_is_no_way_out(monkeypatch: pytest.MonkeyPat
         UsageError, match=r"packing: .*GptOssForCausalLM makes of two samples differs by .*; set packing"
     ):
         mask_separates(config, tiny_model("gpt-oss"))
+
+
+def test_what_mixes_samples_beside_attention_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tokens of a mixture of experts may be those of the sample alone, and its first one see the sample before."""
+    monkeypatch.setattr(kernel_choice, "_away", lambda *_, **__: 0.0)
+    model = tiny_model("gpt-oss")
+    config = trainer_config(Path("m"), Path("d"), dataset={"packing": True}, training={"flash_attn": "varlen"})
+    assert not mask_separates(config, model)
+    model.get_input_embeddings().register_forward_hook(lambda *called: called[2] + 0.3 * called[2].roll(1, dims=1))
+    with pytest.raises(UsageError, match="in GptOssForCausalLM samples see each other without a mask, too; set"):
+        mask_separates(config, model)

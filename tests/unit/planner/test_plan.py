@@ -278,8 +278,8 @@ def test_a_selection_and_its_notes_come_along() -> None:
         *(
             (
                 {"parallelism": {"strategy": strategy}, "resources": {"gpus": 2}, "training": {field: value}},
-                f"spec.training.{field}: {value} cannot be {verb}: strategy {strategy} trains without it; use auto or"
-                f" {other}, or strategy ddp",
+                f"spec.training.{field}: {value} cannot be {verb}: strategy {strategy} has none of the fast paths;"
+                f" use auto or {other}, or strategy ddp",
             )
             for strategy in ("deepspeed", "fsdp")
             for field, value, verb, other in (

@@ -46,7 +46,7 @@ class FastUse:
     def unfit(self) -> str | None:
         """Why none of the paths is taken."""
         if self.strategy in SHARDED:
-            return f"strategy {self.strategy} trains without it"
+            return f"strategy {self.strategy} has none of the fast paths"
         if self.method in OWN_FORWARD:
             return f"method {self.method} adds positions of its own"
         return None
@@ -73,7 +73,7 @@ class FastUse:
         """What to say where a path was asked for by name and cannot be taken."""
         verb, others = ("used", "auto or sdpa") if path == "flashAttn" else ("kept", "auto or never")
         wanted = self.flash_attn if path == "flashAttn" else Switch.ALWAYS
-        whole = ", or strategy ddp" if self.strategy in SHARDED else ""
+        whole = ", or strategy ddp" if self.strategy in SHARDED and reason == self.unfit else ""
         return f"spec.training.{path}: {wanted} cannot be {verb}: {reason}; use {others}{whole}"
 
     def problems(self) -> Iterator[str]:

@@ -86,11 +86,12 @@ def node_of(context: RunContext) -> tuple[int, int]:
 
 
 def told_by_all(own: T) -> list[T]:
-    """What each process has found, in the order of their ranks. Every process has to call it."""
+    """What each process has found, in the order of their ranks. Every process has to call it, when it is done with
+    whatever takes it longer than others: reading a model may take hours on one node and seconds on another."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [own]
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
+    dist.all_gather_object(found, own, group=patient_group())
     return found
 
 

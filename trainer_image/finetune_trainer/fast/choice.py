@@ -145,10 +145,12 @@ def _kernel(
             logger.info("attention: samples one after the other without a mask (%s)", kernel.name)
             return kernel
     if not masked:
-        instead = "use auto, or set packing to false" if wanted is FlashAttn.SDPA else "set packing to false"
+        others = ["use auto"] if wanted in (FlashAttn.SDPA, FlashAttn.FLEX) else []
+        others += ["use strategy ddp"] if config.parallelism.strategy in SHARDED else []
         raise UsageError(
             f"spec.dataset.packing: in {type(causal_of(model)).__name__} samples that share a row see each other where "
-            f"attention has a mask, and there is no kernel without one: {reason}; {instead}",
+            f"attention has a mask, and there is no kernel without one: {reason}; "
+            f"{', or '.join([*others, 'set packing to false'])}",
             reason="PackingNotSupported",
         )
     if wanted in (FlashAttn.VARLEN, FlashAttn.FLEX):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.contract import AdapterShape, ModelLayout
 from finetune_trainer.contract.config import LoraConfig
+from finetune_trainer.distributed import patient_group
 from finetune_trainer.errors import UsageError
 from finetune_trainer.methods.lora import ADAPTER, PREFIX, adapters, quiet_peft, set_weights
 
@@ -51,7 +52,8 @@ def find_directions(
     if not dist.is_initialized() or dist.get_rank() == 0:
         answer = [_directions(model, layout, lora, shapes, batches)]
     if dist.is_initialized():
-        dist.broadcast_object_list(answer, src=0)
+        # The others wait while rank 0 computes.
+        dist.broadcast_object_list(answer, src=0, group=patient_group())
     found: Directions = {name: tensor for name, tensor in answer[0].items() if tensor.shape[0] > 0}
     return _of_ranks({name: tensor.shape[0] for name, tensor in found.items()}, shapes), found
 

@@ -24,6 +24,8 @@ from finetune_trainer.fast.rows import bounds
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
+MIXED = 0.02
+"""Of the largest hidden state: a sample that changes with the one before it. Rows of one shape are rounded alike."""
 WORTH_FLASH4 = 5000
 """Micro-batches: its code takes 8 to 33 seconds to make, and saves some 13 milliseconds of each on an 8B model, where
 samples are of several lengths."""
@@ -81,7 +83,7 @@ def best_kernel(model: PreTrainedModel, device: torch.device, dtype: torch.dtype
     _raise_first(reason)
     reasons = []
     for kernel in _candidates(wanted, device):
-        own = kernel.why_not(device, dtype) or _tried(kernel, model, device, dtype, run, asked)
+        own = kernel.why_not(device, dtype) or _tried(kernel, model, device, dtype, run, asked, alone=not wanted.masked)
         reason = next((one for one in told_by_all(own) if one is not None), None)
         if reason is None:
             return kernel
@@ -154,9 +156,11 @@ def _tried(
     dtype: torch.dtype,
     run: Run,
     asked: Sequence[_Asked],
+    *,
+    alone: bool,
 ) -> str | None:
     """Why not, after the model was run with it: an architecture's own code decides what becomes of the bounds that it
-    is given."""
+    is given. alone: samples mix where there is a mask, so that attention may not be all that mixes them."""
     seen: dict[trial.Heads, None] = {}
     name = type(model).__name__
     try:
@@ -166,6 +170,8 @@ def _tried(
                 away = _away(run(inputs).float(), expected, mixture=_is_mixture(model))
                 if not away <= ROUNDING[dtype]:
                     return f"what {name} makes of two samples differs by {away:.2g} from what it makes of each"
+            if alone and _mixes(run, asked[0]):
+                return f"in {name} samples see each other without a mask, too"
         longest = asked[0].inputs["max_length_q"]
         reason = _window_unseen(model, seen, longest)
         if kernel.special_only and not any(heads.are_special for heads in seen):
@@ -179,6 +185,21 @@ def _tried(
     except Exception as error:  # whatever an architecture, a kernel or a compiler raises
         _raise_if_gpu_is_broken(device, kernel.name, error)
         return first_line(error)
+
+
+def _mixes(run: Run, asked: _Asked) -> bool:
+    """Whether a token of the second sample depends on the first: on whichever it is. Rounding may send a token of a
+    mixture to another expert once."""
+    ids, first = asked.inputs["input_ids"], asked.expected[0].shape[1]
+
+    def second(further: int) -> torch.Tensor:
+        other = ids.clone()
+        other[:, :first] += further * ids.shape[1]
+        return run(asked.inputs | {"input_ids": other}).float()[0, first:]
+
+    one, *others = (second(further) for further in range(3))
+    away = torch.stack([(one - other).abs().amax(dim=-1) for other in others]).amin(dim=0)
+    return not away.max() < MIXED * one.abs().max()
 
 
 def _away(found: torch.Tensor, expected: Sequence[torch.Tensor], *, mixture: bool) -> float:
