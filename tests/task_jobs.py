@@ -12,12 +12,13 @@ import torch
 from transformers import set_seed
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data import Purpose, prepare
+from finetune_trainer.data import PreparedData, Purpose, prepare
 from finetune_trainer.evaluation import HeldOutScores
 from finetune_trainer.layers import checkpoint_blocks
 from finetune_trainer.methods import TunedModel, apply_method
 from finetune_trainer.model import load_model
 from finetune_trainer.preflight import read_base
+from finetune_trainer.results.save import Base
 from finetune_trainer.tasks import Task, task_of
 from finetune_trainer.training import training_arguments
 from finetune_trainer.training.callbacks import CheckpointCallback, StopCallback
@@ -78,6 +79,18 @@ class TaskRun:
         return [entry["loss"] for entry in self.trainer.state.log_history if "loss" in entry]
 
 
+def prepared(config: TrainerConfig, base: Base, cache: Path) -> PreparedData:
+    """A job's data, from files."""
+    return prepare(
+        config.dataset,
+        base.tokenizer,
+        lambda uri: [Path(uri.removeprefix("file://"))],
+        seed=config.training.seed,
+        cache_dir=cache,
+        purpose=Purpose.of(config),
+    )
+
+
 def run_task(
     config: TrainerConfig,
     output: Path,
@@ -87,14 +100,7 @@ def run_task(
 ) -> TaskRun:
     """Prepare, load, apply the method, train and score, through the product's own functions."""
     base = read_base(config, Path(config.model.uri.removeprefix("file://")), None)
-    data = prepare(
-        config.dataset,
-        base.tokenizer,
-        lambda uri: [Path(uri.removeprefix("file://"))],
-        seed=config.training.seed,
-        cache_dir=output / "cache",
-        purpose=Purpose.of(config),
-    )
+    data = prepared(config, base, output / "cache")
     if config.head is not None:
         base = read_base(config, base.folder, None, data.classes)
     device = torch.device("cpu")

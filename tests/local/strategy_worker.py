@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed as dist
@@ -33,6 +34,7 @@ from finetune_trainer.preemption import StopRequest
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.storage import ObjectStore
 from finetune_trainer.workspace import Workspace
+from tests.compiling import compile_by
 
 SECONDS_PER_JOB = 150.0
 
@@ -57,22 +59,17 @@ class TerminatedAtLook(StopRequest):
 
 @contextmanager
 def compiling_by(backend: str | None) -> Iterator[None]:
-    """Graphs are captured as ever, and become what a backend makes of them: code for tiny models on a CPU is not worth
-    the minutes that it takes to make."""
-    compile_ = torch.compile
-    if backend is not None:
-        torch._dynamo.reset()
-        torch.compile = lambda function, **options: compile_(function, backend=backend, **options)  # type: ignore
-    with warnings.catch_warnings():
+    """None: as ever."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        if backend is not None:
+            torch._dynamo.reset()
+            compile_by(patch, backend)
         # torch 2.13 says so of itself, when it traces a function with gradients of its own, and when it looks for those
         # of what a block is given.
         warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "<class 'torch.autograd.function.Function'> should", DeprecationWarning)
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        try:
-            yield
-        finally:
-            torch.compile = compile_
+        yield
 
 
 def carry_out(job: dict[str, Any], folder: Path, rank: int, world_size: int) -> dict[str, Any]:

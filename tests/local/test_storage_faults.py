@@ -5,11 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from finetune_trainer.errors import DiskFull, TrainerError, Unavailable
 from finetune_trainer.storage import MANIFEST, CorruptObject, ObjectStore, S3Uri, StoreLimits, parts
 from tests.fault_proxy import Decision, Fault, FaultProxy, Request, always, first
 from tests.s3 import QUICK
+from tests.small_files import small_files
 from tests.storage_trees import LARGE, entry_of, make_tree, names
 
 OF_ALL = pytest.mark.parametrize("known", [True, False], ids=["of a manifest", "of somebody"])
@@ -287,23 +285,12 @@ def test_a_bit_that_changes_in_a_stream_is_noticed(faulty: ObjectStore, proxy: F
         list(stream)
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Stands in for a small disk: writing beyond it fails in the kernel."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [6 * 2**20, LARGE])
 def test_a_full_disk_is_named_and_leaves_no_part(
     store: ObjectStore, folder_uri: S3Uri, tmp_path: Path, size: int
 ) -> None:
     store.put_bytes(folder_uri, os.urandom(size))
-    with file_size_limit(2**20), pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/copy.*MiB free"):
+    with small_files(2**20), pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/copy.*MiB free"):
         store.get_file(folder_uri, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
 

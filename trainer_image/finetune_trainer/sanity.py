@@ -34,6 +34,11 @@ a margin. Outside of them a run is warned, not refused."""
 PREFERENCE_LEARNS_SLOWER = 100
 """How much lower the learning rates of preference objectives may be."""
 
+MIXED = 0.02
+"""Of the largest number that a model makes of a sample: how much it changes with the sample before it, where the two
+see each other. Masked positions weigh exactly nothing, and rows of one shape are rounded alike; what is left is where
+a mixture of experts groups its tokens otherwise."""
+
 
 def learning_rate_warning(
     method: Method, optimizer: Optimizer, rate: float, objective: Objective = Objective.SFT
@@ -67,8 +72,7 @@ def mixes_samples(model: nn.Module, device: torch.device) -> bool:
         for before in (first, second)
     ]
     difference = (logits[0].float() - logits[1].float()).abs().max() / logits[0].float().abs().max()
-    # Masked positions weigh exactly nothing; what is left is rounding, where a mixture of experts groups its tokens.
-    return not difference < 0.02
+    return not difference < MIXED
 
 
 def parameter_groups(model: nn.Module, layout: ModelLayout) -> dict[str, list[nn.Parameter]]:

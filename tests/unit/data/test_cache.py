@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import resource
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +18,7 @@ from finetune_trainer.data import Purpose, cache, pipeline
 from finetune_trainer.data.sources import Source
 from finetune_trainer.data.tokenization import Encoder
 from finetune_trainer.errors import DiskFull, InternalError
+from tests.small_files import small_files
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.unit.data import templates
 from tests.unit.data.builders import chats, config, prepared, texts, write_jsonl
@@ -159,17 +157,6 @@ def test_a_crash_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ZeroDivisionError):
             prepared(tmp_path, config())
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-@contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """No file of this process may grow above `size` bytes, which the system reports as it does a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 FULL = {"tokens": ([{"text": "many words " * 300}], 2048), "offsets": ([{"text": str(n)} for n in range(300)], 2048)}

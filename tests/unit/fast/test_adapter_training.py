@@ -14,6 +14,7 @@ from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import choice
 from finetune_trainer.layers import decoder_blocks
+from tests.compiling import compile_by
 from tests.trainer_jobs import trainer_config
 from tests.unit.fast.test_training import assert_same, trained
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -34,10 +35,7 @@ pytestmark = [
 def test_fused_adapters_train_the_same(
     model_folder: ModelFolder, tmp_path: Path, training: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     torch._dynamo.reset()
     slow = trained(model_folder(), tmp_path / "slow", training={"fuse_adapters": "never"})
     fast = trained(model_folder(), tmp_path / "fast", training={"fuse_adapters": "always", **training})
@@ -52,10 +50,7 @@ def test_a_quantized_mlp_is_one_function_where_blocks_are_compiled(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     torch._dynamo.reset()
     base, checkpointing = model_folder(), {"gradient_checkpointing": recomputed}
     slow = trained(base, tmp_path / "slow", method="qlora", training={"fuse_adapters": "never", **checkpointing})

@@ -9,6 +9,7 @@ from torch.nn import functional
 from finetune_trainer.fast import cross_entropy
 from finetune_trainer.fast.cross_entropy import chunked, loss_and_gradient, plain_head
 from finetune_trainer.loss import NextTokenLoss, Targets
+from tests.compiling import compile_by
 from tests.tiny_models import VOCABULARY, tiny_model
 
 # torch 2.13 says so of itself, once it imports its compiler.
@@ -62,11 +63,7 @@ def test_a_trained_head_is_not_plain() -> None:
 
 
 def test_a_plain_head_gives_the_loss_and_gradients_of_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = torch.compile
-    # Captured as ever, and run as it is: code for CPUs takes half a minute to make.
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     model = tiny_model().eval()
     model.get_output_embeddings().requires_grad_(False)
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -16,6 +16,7 @@ from finetune_trainer.fast.attention import choice, flex, trial
 from finetune_trainer.fast.attention.flex import BLOCK, FLEX, sample_blocks
 from finetune_trainer.fast.attention.kernel import Samples, Scores
 from finetune_trainer.fast.attention.reference import one_by_one
+from tests.compiling import compile_by
 from tests.unit.fast.test_attention_kernels import HEADS
 from tests.unit.fast.test_training import assert_same, trained
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -96,10 +97,7 @@ def test_flex_attention_is_not_compiled_for_a_few_tokens(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("differentiable")
 def test_outside_compiled_blocks_lengths_share_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its limit the compiler would go back to all pairs of tokens, in silence."""
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, **{"backend": "aot_eager", **options})
-    )
+    compile_by(monkeypatch)
     monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
     monkeypatch.setattr(flex, "_attention", lambda _: flex._as_kernel)
     torch._dynamo.reset()
@@ -121,12 +119,7 @@ def test_compiled_blocks_with_flex_attention_train_the_same(
     model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Graphs are captured as ever, and run as they are: on a CPU the compiler has no backward pass for it."""
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda function, **options: compile_(function, **{"backend": "aot_eager_decomp_partition", **options}),
-    )
+    compile_by(monkeypatch, "aot_eager_decomp_partition")
     monkeypatch.setattr(choice, "FLEX", replace(FLEX, why_not=lambda *_: None))
     torch._dynamo.reset()
     changes: dict[str, Any] = {"architecture": "gemma2", "sliding_window": 6}

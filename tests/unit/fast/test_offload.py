@@ -19,6 +19,7 @@ from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import offload
 from finetune_trainer.fast.offload import Offload, Pool, SideStream
 from finetune_trainer.layers import checkpoint_blocks, layout_of
+from tests.compiling import compile_by
 from tests.task_jobs import preference_config, run_task
 from tests.tiny_models import tiny_model
 from tests.trainer_jobs import Fitted, fit, token_rows, trainer_config
@@ -367,10 +368,7 @@ def test_compiled_blocks_train_the_same(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Captured as ever and run as they are, without more graphs."""
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     runs, graphs = [], []
     for offloaded in (True, False):
         torch._dynamo.reset()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data import Purpose, prepare
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast.attention import choice as kernel_choice
 from finetune_trainer.fast.attention.flex import FLEX
@@ -19,7 +18,7 @@ from finetune_trainer.fast.attention.reference import ONE_BY_ONE, one_by_one
 from finetune_trainer.fast.choice import mask_separates
 from finetune_trainer.preflight import read_base
 from finetune_trainer.tasks import SupervisedTask
-from tests.task_jobs import TaskRun, run_task
+from tests.task_jobs import TaskRun, prepared, run_task
 from tests.tiny_models import tiny_model
 from tests.trainer_jobs import QUESTIONS, trainer_config, write_dataset
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -80,14 +79,7 @@ def test_what_runs_with_a_mask_is_given_samples_alone(model_folder: ModelFolder,
     for architecture in ("llama", "gpt-oss"):
         config = job(model_folder(architecture), tmp_path, packing=True)
         base = read_base(config, model_folder(architecture), None)
-        data = prepare(
-            config.dataset,
-            base.tokenizer,
-            lambda uri: [Path(uri.removeprefix("file://"))],
-            seed=config.training.seed,
-            cache_dir=tmp_path / "cache",
-            purpose=Purpose.of(config),
-        )
+        data = prepared(config, base, tmp_path / "cache")
         task = SupervisedTask(config, data, base.tokenizer, CPU)
         task.begin(tiny_model(architecture))
         counts = [int((batch["position_ids"] == 0).sum()) for batch in task.batches(1)]

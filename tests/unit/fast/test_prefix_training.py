@@ -16,6 +16,7 @@ from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import prefix_choice
 from finetune_trainer.fast.prefix_store import Room
 from finetune_trainer.layers import decoder_blocks
+from tests.compiling import compile_by
 from tests.tiny_models import ARCHITECTURES, BLOCKS, VOCABULARY
 from tests.trainer_jobs import Fitted, fit, trainer_config
 from tests.unit.fast.test_training import packed_rows
@@ -149,10 +150,7 @@ def test_architectures(architecture: str, model_folder: ModelFolder, tmp_path: P
 
 
 def test_compiled_blocks(model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     torch._dynamo.reset()
     expected = trained(model_folder(), tmp_path / "all", "never", packing=True, **LAST_TWO)
     torch._dynamo.utils.counters.clear()

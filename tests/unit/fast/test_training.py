@@ -19,6 +19,7 @@ from finetune_trainer.fast.attention import choice as kernel_choice
 from finetune_trainer.fast.attention.kernel import Samples, Scores
 from finetune_trainer.fast.attention.reference import ONE_BY_ONE
 from finetune_trainer.training import FinetuneTrainer
+from tests.compiling import compile_by
 from tests.tiny_models import VOCABULARY
 from tests.trainer_jobs import Fitted, fit, trainer_config
 from tests.unit.trainer_core.conftest import ModelFolder
@@ -86,10 +87,7 @@ def test_compiled_blocks_train_the_same(
 ) -> None:
     """On a CPU, with a backend that captures graphs as ever and then runs them as they are: code for tiny CPU models is
     not worth the minute that it takes to make."""
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     torch._dynamo.reset()
     slow = trained(model_folder(), tmp_path / "slow")
     torch._dynamo.utils.counters.clear()
@@ -108,10 +106,7 @@ def test_compiled_blocks_go_around_what_is_no_graph(
     model_folder: ModelFolder, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention on a CPU looks at where samples lie."""
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="aot_eager", **options)
-    )
+    compile_by(monkeypatch)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     slow = trained(model_folder(num_hidden_layers=2), tmp_path / "slow")

@@ -6,9 +6,16 @@ from typing import Any
 
 from documentation.memory import LLAMA_8B
 from finetune_operator.api.v1alpha1 import FineTuneJobSpec
+from finetune_operator.planner import PlanResult, plan
+from finetune_operator.planner.memory import GIB
 from finetune_operator.planner.search import select_for
 from finetune_operator.planner.shapes import KnownModel, read_model
+from finetune_operator.planner.support import STRATEGIES
 from finetune_operator.planner.workload import Workload
+from finetune_trainer.contract.vocabulary import Strategy
+
+CACHED = {"cacheFrozenPrefix": "always"}
+OLD_CARD, CARD, LARGE_CARD = 24 * GIB, 80 * GIB, 141 * GIB
 
 LLAMA_8B_PARAMETERS = 8_030_261_248
 """As its model card counts them."""
@@ -46,3 +53,17 @@ def workload(config: dict[str, Any] | None = None, **parts: Any) -> Workload:
     """What a job does to a model."""
     job, model = spec(**parts), known(config)
     return Workload.of(job, model, select_for(job, model.layout))
+
+
+def planned(
+    config: dict[str, Any] | None = None,
+    *,
+    gpu_memory: int = CARD,
+    micro_batch_size: int | None = None,
+    strategies: frozenset[Strategy] = STRATEGIES,
+    **parts: Any,
+) -> PlanResult:
+    """For Llama 3.1 8B, or another model, on cards of 80 GiB, or others."""
+    return plan(
+        spec(**parts), known(config), gpu_memory=gpu_memory, micro_batch_size=micro_batch_size, strategies=strategies
+    )

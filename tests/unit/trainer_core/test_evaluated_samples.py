@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.data import Purpose, prepare
 from finetune_trainer.judge import Judge
 from finetune_trainer.model import load_model
 from finetune_trainer.preflight import read_base
 from finetune_trainer.results.save import Outcome
 from finetune_trainer.tasks import task_of
-from tests.task_jobs import head_config, preference_config
+from tests.task_jobs import head_config, preference_config, prepared
 from tests.trainer_jobs import trainer_config, write_dataset
 from tests.unit.trainer_core.conftest import ModelFolder
 
@@ -43,14 +42,7 @@ HELD_OUT = {"given answers": 16, "packed": 16, "pairs": 8, "single judged answer
 def test_what_was_evaluated_is_counted(case: str, most: int, model_folder: ModelFolder, tmp_path: Path) -> None:
     config = CASES[case](model_folder(), tmp_path, evaluation={"max_samples": most})
     base = read_base(config, model_folder(), None)
-    data = prepare(
-        config.dataset,
-        base.tokenizer,
-        lambda uri: [Path(uri.removeprefix("file://"))],
-        seed=config.training.seed,
-        cache_dir=tmp_path / "cache",
-        purpose=Purpose.of(config),
-    )
+    data = prepared(config, base, tmp_path / "cache")
     base = read_base(config, model_folder(), None, data.classes or ("0", "1"))
     model = load_model(base.folder, config, base.layout, base.selection, CPU, data.classes)
     task = task_of(config, data, base.tokenizer, CPU, lambda: None)

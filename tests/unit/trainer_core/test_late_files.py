@@ -16,9 +16,9 @@ from finetune_trainer.tensor_files import save_state, save_tensors
 from finetune_trainer.training import late_files
 from finetune_trainer.training.checkpoints import OPTIMIZER_FILE, TRAINED_FILE, all_finite
 from finetune_trainer.training.late_files import LateFiles
+from tests.small_files import small_files
 from tests.trainer_jobs import fit, trainer_config
 from tests.unit.trainer_core.conftest import ModelFolder
-from tests.unit.trainer_core.test_tensor_files import files_of
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_a_run_whose_disk_is_full_ends_within_a_step(
     hand_over, raise_failure = late.hand_over, late.raise_failure
 
     def full(then: Any) -> None:
-        with files_of(512):
+        with small_files(512):
             hand_over(then)
             assert late._thread is not None
             late._thread.join()

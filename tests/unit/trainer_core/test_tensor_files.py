@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +16,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from finetune_trainer.errors import DiskFull, InternalError
 from finetune_trainer.explain import explain
 from finetune_trainer.tensor_files import save_state, save_tensors
+from tests.small_files import small_files
 
 TENSORS = {"a": torch.arange(2.0**19)}
-
-
-@contextmanager
-def files_of(size: int) -> Iterator[None]:
-    """No file of this process gets larger: the one way to a full disk that needs no rights."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("write", [save_tensors, save_state])
 def test_what_is_too_large_for_the_disk_is_named(write: Callable[[Any, Path], None], tmp_path: Path) -> None:
     with pytest.raises(DiskFull, match=rf"cannot write {tmp_path}/file: File too large \(.*larger work volume"):
-        with files_of(2**16):
+        with small_files(2**16):
             write(TENSORS, tmp_path / "file")
 
 
@@ -60,7 +48,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_library_that_writes_by_itself_is_understood(write: Callable[[Path], None], tmp_path: Path) -> None:
     """Each has an error of its own."""
-    with pytest.raises(BaseException) as failed, files_of(2**16):
+    with pytest.raises(BaseException) as failed, small_files(2**16):
         write(tmp_path)
     found = explain(failed.value)
     assert isinstance(found, DiskFull), found

@@ -26,7 +26,7 @@ class _Request:
 
 
 class BackgroundUploader:
-    """Finishes and uploads checkpoint folders, one at a time, and deletes each from the local disk afterwards.
+    """Uploads finished checkpoint folders, one at a time, and deletes each from the local disk afterwards.
 
     At most one more waits its turn. A newer one takes its place, so the local disk never holds more than two and a
     slow store never holds up the training. One failed upload is a warning; the next checkpoint tries again.

@@ -21,11 +21,10 @@ from finetune_trainer.fast.attention.reference import ONE_BY_ONE
 from finetune_trainer.fast.attention.samples import installed
 from finetune_trainer.fast.attention.varlen import FLASH3, TORCHS
 from finetune_trainer.fast.rows import bounds
+from finetune_trainer.sanity import MIXED
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Of hidden states, relative, between two ways to compute attention: what rounding adds up to over the blocks."""
-MIXED = 0.02
-"""Of the largest hidden state: a sample that changes with the one before it. Rows of one shape are rounded alike."""
 WORTH_FLASH4 = 5000
 """Micro-batches: its code takes 8 to 33 seconds to make, and saves some 13 milliseconds of each on an 8B model, where
 samples are of several lengths."""
