@@ -69,9 +69,7 @@ class NextTokenLoss:
         self._decoder: nn.Module = causal.base_model
         self._head = _head_of(causal)
         self._vocabulary = int(causal.config.get_text_config(decoder=True).vocab_size)
-        # The model computes logits on its own: of one position instead of all.
-        keeps = "logits_to_keep" in inspect.signature(type(causal).forward).parameters
-        self._options: dict[str, Any] = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}
+        self._keeps = _kept_logits(causal)
         self._plain = plain_head(causal, partial(_logits, self._head)) if compiled else None
         self._take = torch.compile(loss_and_gradient) if self._plain is not None else loss_and_gradient
 
@@ -136,11 +134,40 @@ class NextTokenLoss:
     def _hidden(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
         """Last hidden states (targets, width) where a target is predicted."""
         with _captured(self._decoder) as captured:
-            model(**{**inputs, **self._options})
+            model(**{**inputs, "use_cache": False, **self._keeps(inputs["input_ids"])})
         hidden = captured[-1]
         # Prompt tuning puts positions of its own before the row's.
         hidden = hidden[:, hidden.shape[1] - inputs["input_ids"].shape[1] :]
-        return hidden.flatten(0, 1).index_select(0, targets.positions)
+        picked: torch.Tensor = _Picked.apply(hidden.flatten(0, 1), targets.positions)  # type: ignore[no-untyped-call]
+        return picked
+
+
+def _kept_logits(causal: PreTrainedModel) -> Callable[[torch.Tensor], dict[str, Any]]:
+    """What tells a model, given its tokens, to compute no logits on its own, or as few as it can be told to."""
+    wanted = inspect.signature(type(causal).forward).parameters.get("logits_to_keep")
+    if wanted is None:
+        return lambda _: {}
+    if "Tensor" not in str(wanted.annotation):
+        return lambda _: {"logits_to_keep": 1}
+    # Positions, and none of them. A number is more than that to some: Gemma 4 passes no others through its last blocks.
+    return lambda tokens: {"logits_to_keep": tokens.new_empty(0, dtype=torch.long)}
+
+
+class _Picked(torch.autograd.Function):
+    """Rows (targets, width) of (positions, width), none of them twice. What torch does backwards has to reckon with
+    the same row coming again, and on a GPU takes almost three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(positions)
+        ctx.rows = rows.shape[0]
+        return rows.index_select(0, positions)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        (positions,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, positions, gradient), None
 
 
 @contextmanager

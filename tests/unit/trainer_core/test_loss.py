@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from finetune_trainer import loss as loss_module
 from finetune_trainer.layers import apply_selection
@@ -80,6 +81,32 @@ def test_a_row_without_targets_is_worth_nothing_but_has_a_graph() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
 
 
+def test_a_model_that_passes_on_only_what_it_is_asked_for() -> None:
+    """Gemma 4 takes a number of logits for the positions that its last blocks are to see."""
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma4TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        layer_types=3 * kinds,
+        num_hidden_layers=6,
+        num_kv_shared_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=16,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        sliding_window=16,
+    )
+    model = Gemma4ForCausalLM(config)
+    ids, labels = batch()
+    expected = reference(model(input_ids=ids).logits, labels)
+    found = NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_targets_stand_before_their_tokens() -> None:
     labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, 9]])
     targets = Targets.of(labels)
@@ -98,8 +125,8 @@ def test_logits_are_never_held_for_more_than_a_chunk(monkeypatch: pytest.MonkeyP
     model.lm_head.register_forward_hook(lambda _m, _a, output: sizes.append(output.shape[-2]))
     ids, labels = batch()
     NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels)).backward()
-    # The model's own forward pass asks its head for one position.
-    assert sizes == [1, 3, 3, 2]
+    # The model's own forward pass asks its head for none.
+    assert sizes == [0, 3, 3, 2]
 
 
 def test_a_wrapper_of_forward_on_the_instance_is_not_taken_for_the_head() -> None:
