@@ -23,6 +23,7 @@ from finetune_trainer.methods import TunedModel
 from finetune_trainer.sanity import GradientCheck, parameter_groups, require_finite
 from finetune_trainer.training.arguments import scheduler_options
 from finetune_trainer.training.checkpoints import TrainedCheckpoints
+from finetune_trainer.training.clipping import clip
 from finetune_trainer.training.late_logs import LateLogs, norms_of
 
 
@@ -55,6 +56,8 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
         self._check = GradientCheck()
         self._norms: dict[str, float] = {}
         self._late_norms = None
+        self._measured: torch.Tensor | None = None
+        """Of the groups' gradients in the step that is being taken, where somebody asked."""
         self._waiting = None
         self._groups = parameter_groups(parts.tuned.model, parts.layout)
         self._tokens = 0
@@ -142,15 +145,33 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
 
     def observe_gradients(self) -> None:
         """Take the gradient norms of a step where they are due, and check them. All ranks enter."""
+        self._measured = None
         checking = self._check.pending(self._groups)
         step = self.state.global_step + 1
         logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
         if self.logs_late and logged and not checking:
             self._late_norms = norms_of(self._groups)
+            self._measured = self._late_norms[1]
         elif checking or logged:
             self._norms = self._sharding.gradient_norms(self._groups, self._loss_scale())
             if checking:
                 self._check.observe(self._norms, step)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """transformers' own, which reads gradients once more and writes them anew: on a GPU without."""
+        if not self.logs_late:
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        total = self._get_grad_norm(model)
+        assert self.optimizer is not None
+        trained = [parameter for own in self._groups.values() for parameter in own]
+        clip(self.optimizer, trained, total, self.args.max_grad_norm)
+        return total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is not None or not self.logs_late:
+            return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        norms = self._measured if self._measured is not None else norms_of(self._groups)[1]
+        return norms.norm()
 
     def _loss_scale(self) -> float:
         """What gradients in fp16 are multiplied with."""
