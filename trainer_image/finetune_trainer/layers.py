@@ -150,6 +150,11 @@ def decoder_blocks(model: nn.Module, layout: ModelLayout) -> nn.ModuleList:
     return blocks
 
 
+def final_norm(model: nn.Module, layout: ModelLayout) -> nn.Module | None:
+    """What follows the last decoder block; None where nothing does."""
+    return _without_adapters(model).get_submodule(layout.final_norm) if layout.final_norm else None
+
+
 def lowest_differentiated_block(model: nn.Module, layout: ModelLayout) -> int:
     """The first block that a gradient has to pass: 0 when something below the blocks is trained, the number of blocks
     when nothing in or below them is."""

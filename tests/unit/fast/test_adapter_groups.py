@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune_trainer.contract.vocabulary import LoraVariant
 from finetune_trainer.errors import InternalError
@@ -124,13 +125,12 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-@pytest.mark.parametrize(("kind", "groups"), [("dense", 3), ("fp8", 4), ("nf4", 4), ("nf4-double", 4)])
+@pytest.mark.parametrize(("kind", "groups"), [("dense", 4), ("fp8", 4), ("nf4", 4), ("nf4-double", 4)])
 def test_outputs_and_gradients_are_those_of_layers_by_themselves(kind: str, groups: int, backend: str | None) -> None:
     stack = model(BASES[kind])
     expected = passed(stack)
     before = {name: value.clone() for name, value in stack.state_dict().items() if isinstance(value, torch.Tensor)}
     with grouped(stack) as count:
-        # Alone, a layer as wide as its input is left as it is unless it is quantized.
         assert count == 2 * groups
         assert_close(passed(stack, backend=backend), expected)
         found = {name: value for name, value in stack.state_dict().items() if isinstance(value, torch.Tensor)}
@@ -173,7 +173,7 @@ def test_weights_of_another_type_than_products_have_are_left_alone() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = stack(x)
         with grouped(stack) as count:
-            assert count == 1
+            assert count == 2
             # What is in bf16 is the same product, rounded once less.
             assert (stack(x) - expected).norm() <= 1e-2 * expected.norm()
 
@@ -185,6 +185,29 @@ def test_an_exact_base_gives_exact_results() -> None:
         found = passed(stack)
     for name, tensor in expected.items():
         assert (found[name] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_the_gradient_ends_at_the_lowest_adapters(backend: str | None) -> None:
+    """Where nothing below is trained, the product with the frozen weights is left out of the backward pass."""
+    found = []
+    for differentiated in (True, False):
+        stack = model(blocks=1)
+        run: Any = stack if backend is None else torch.compile(stack, backend=backend, fullgraph=True)
+        x = states().detach().requires_grad_(differentiated)
+        with grouped(stack):
+            outputs = run(x)
+            with FlopCounterMode(display=False) as counter:
+                outputs.square().mean().backward()
+        gradients = {name: p.grad for name, p in stack.named_parameters() if p.grad is not None}
+        found.append((counter.get_total_flops(), gradients))
+    (flops, expected), (fewer, gradients) = found
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+    tokens = states().shape[:-1].numel()
+    # q, k and v; beside it, x has a share of the adapters' own.
+    assert flops - fewer >= 2 * tokens * WIDTH * (WIDTH + 32 + 32)
 
 
 def test_adapters_are_read_anew_in_every_pass() -> None:
@@ -237,18 +260,18 @@ def test_what_else_is_trained_and_several_adapters_are_left_alone() -> None:
     stack[0].q.base_layer.weight.requires_grad_(True)
     with grouped(stack) as count:
         # q, k and v of the first block.
-        assert count == 2 * 3 - 1
+        assert count == 2 * 4 - 1
     stack[0].q.base_layer.weight.requires_grad_(False)
     stack[0].k.lora_B["default"].bias = nn.Parameter(torch.zeros(32))
     with grouped(stack) as count:
-        assert count == 2 * 3 - 1
+        assert count == 2 * 4 - 1
     stack[0].k.lora_B["default"].bias = None
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["gate"]), stack, adapter_name="other")
     for block in stack:
         for name in LAYERS:
             getattr(block, name).set_adapter(["default", "other"] if name == "gate" else "default")
     with grouped(stack) as count:
-        assert count == 2 * 3 - 2
+        assert count == 2 * 4 - 2
 
 
 def test_another_order_than_that_of_the_first_look_is_an_error() -> None:
@@ -271,8 +294,8 @@ def test_ranks_are_filled_up(ranks: list[int], padded: int) -> None:
     assert not whole[sum(ranks) :].any()
 
 
-def test_what_is_not_wider_or_narrower_than_its_input_is_no_group() -> None:
-    square = nn.Linear(64, 64).requires_grad_(False)
+def test_what_is_hardly_wider_than_its_input_is_no_group() -> None:
+    square = nn.Linear(64, 72).requires_grad_(False)
     fp32 = torch.float32
     assert adapter_bases.base_of([square], [4], fp32) is None
     narrow, wide = nn.Linear(64, 32).requires_grad_(False), nn.Linear(64, 128).requires_grad_(False)

@@ -158,7 +158,7 @@ def test_compiled_blocks(model_folder: ModelFolder, tmp_path: Path, monkeypatch:
     found = trained(model_folder(), tmp_path / "cached", "always", packing=True, **compiled)
     assert_same(found, expected)
     # As many as without the cache.
-    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 9
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 11
     for block in found.tuned.model.model.layers:  # type: ignore[union-attr]
         assert "forward" not in block.__dict__
 

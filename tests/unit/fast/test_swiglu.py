@@ -268,14 +268,13 @@ def test_kernels_that_do_not_run_are_not_used(
 
 
 def test_a_block_with_one_keeps_all_else() -> None:
-    """The activation that a budget would leave out is not there."""
-    budgets = []
+    """The activation that would be left out is not there."""
+    config = torch._functorch.config
     stack = model()
     with whole(stack), compilation.compiled(list(stack), draws=False):
-        budgets.append(torch._functorch.config.activation_memory_budget)
+        assert all(getattr(config, name) != value for name, value in compilation.LEAN.items())
     with compilation.compiled(list(stack), draws=False):
-        budgets.append(torch._functorch.config.activation_memory_budget)
-    assert budgets == [1.0, compilation.KEPT_ACTIVATIONS]
+        assert all(getattr(config, name) == value for name, value in compilation.LEAN.items())
 
 
 def printed(program: str, *arguments: str, **environment: str) -> list[str]:

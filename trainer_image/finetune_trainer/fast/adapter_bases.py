@@ -16,7 +16,7 @@ from finetune_trainer.quantized.linear import Fp8Linear
 Tensors = Sequence[torch.Tensor]
 
 CLEARLY = 1.25
-"""Wider, or narrower, than the input: below that one way of computing saves as much as it costs."""
+"""Wider than the input: below that, columns of the weight save as much as they cost."""
 
 
 class Base(ABC):
@@ -80,7 +80,7 @@ class Wide(Base):
 
 
 class Tall(Base):
-    """One unquantized layer that is narrower than its input."""
+    """One unquantized layer that is no wider than its input."""
 
     def gather(self) -> None:
         (layer,) = self.layers
@@ -150,7 +150,7 @@ def base_of(layers: Sequence[nn.Linear], ranks: Sequence[int], dtype: torch.dtyp
     inputs, outputs = layers[0].in_features, sum(layer.out_features for layer in layers)
     if len(layers) > 1 or outputs >= CLEARLY * inputs:
         return Wide(layers, ranks)
-    return Tall(layers, ranks) if inputs >= CLEARLY * outputs else None
+    return Tall(layers, ranks) if inputs >= outputs else None
 
 
 def computed_in(x: torch.Tensor) -> torch.dtype:

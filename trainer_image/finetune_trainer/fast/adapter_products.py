@@ -65,9 +65,12 @@ class _Wide(torch.autograd.Function):
             outer += _blocks(part, [ctx.parts[number] for number in run])
             together.append(output)
             column += columns
-        whole = together[0] @ weight if len(together) == 1 else torch.ops.finetune.sum_of_products(together, weight)
-        inner = whole[:, inputs:]
-        return whole[:, :inputs] + inner @ a, inner.t() @ both[:, :inputs], None, *outer
+        # Of the lowest adapted layers of a model the gradient ends at A.
+        needed = weight if ctx.needs_input_grad[0] else weight[:, inputs:]
+        whole = together[0] @ needed if len(together) == 1 else torch.ops.finetune.sum_of_products(together, needed)
+        inner = whole[:, -a.shape[0] :]
+        x = whole[:, :inputs] + inner @ a if ctx.needs_input_grad[0] else None
+        return x, inner.t() @ both[:, :inputs], None, *outer
 
 
 @torch.library.custom_op("finetune::sum_of_products", mutates_args=())
@@ -98,7 +101,7 @@ def _runs(parts: Sequence[tuple[int, int, torch.dtype]], inputs: int) -> list[li
 
 
 def tall(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (tokens, inputs) times a layer that is narrower than its input: (tokens, outputs).
+    """x (tokens, inputs) times a layer that is no wider than its input: (tokens, outputs).
 
     a: (rank, inputs). b: (outputs, rank) times its scaling. Both in the precision of x. weight: (outputs + rank,
     inputs), the frozen rows and below them `a`, for the gradient of x.

@@ -20,7 +20,7 @@ from finetune_trainer.contract.vocabulary import FlashAttn, Precision, Switch
 from finetune_trainer.distributed import told_by_all
 from finetune_trainer.errors import UsageError
 from finetune_trainer.fast import adapter_groups, adapters, attention, compilation, packed_masks
-from finetune_trainer.layers import decoder_blocks
+from finetune_trainer.layers import decoder_blocks, final_norm
 from finetune_trainer.model import DTYPES, autocast
 from finetune_trainer.quantized.linear import unrounded_activations
 from finetune_trainer.sanity import mixes_samples
@@ -58,7 +58,8 @@ class FastPaths:
             if self.fused:
                 _fuse(config, model, blocks, stack, mlps=self.compiled and not draws)
             if self.compiled:
-                stack.enter_context(compilation.compiled(blocks, draws=draws, may_fail=self.may_fail))
+                norm = final_norm(model, layout)
+                stack.enter_context(compilation.compiled(blocks, draws=draws, may_fail=self.may_fail, norm=norm))
             yield
 
 

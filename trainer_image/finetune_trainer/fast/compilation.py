@@ -29,9 +29,15 @@ from finetune_trainer.fast.offload import Offload
 RECOMPILATIONS = 16
 """Of a block's code: with adapters or without, trained or not, times shapes. What comes after runs uncompiled."""
 
-KEPT_ACTIVATIONS = 0.9
-"""Of what a compiled block would keep for its backward pass, so much is kept. The rest is computed again: what costs no
-product, above all the activation between the two halves of an MLP, which is large and made from what is kept anyway.
+LEAN = {
+    "ban_recompute_used_far_apart": False,
+    "ban_recompute_long_fusible_chains": False,
+    "ban_recompute_materialized_backward": False,
+}
+"""How a compiled block chooses what it keeps for its backward pass. What costs no product and no attention is computed
+again: above all the activation between the two halves of an MLP, which is large and made from what is kept anyway, and
+trained weights in 16 bits. torch's own knob, `activation_memory_budget`, goes from there to recomputing attention at
+once, cuDNN's and that of operators that it does not know.
 Where all blocks that keep anything have an MLP that is one function (`swiglu`), that activation is left out anyway."""
 
 logger = logging.getLogger(__name__)
@@ -51,15 +57,19 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def compiled(blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False) -> Iterator[None]:
+def compiled(
+    blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False, norm: nn.Module | None = None
+) -> Iterator[None]:
     """Run blocks compiled while they train. Evaluation, whose lengths differ from batch to batch, is left as it is.
 
+    norm: what follows the last block, compiled by itself.
     draws: they draw random numbers. What the compiler computes again it would then compute with other ones: it keeps
     everything, and blocks are recomputed by torch's checkpoint around them, which knows how to draw the same.
     may_fail: what the compiler cannot do runs uncompiled, and torch logs why.
     """
     codes: dict[type[nn.Module], _Code] = {}
-    for block in blocks:
+    compiled = [*blocks, *([] if norm is None else [norm])]
+    for block in compiled:
         kind = type(block)
         if kind not in codes:
             codes[kind] = _Code(_plain_forward(kind), draws=draws, may_fail=may_fail)
@@ -74,12 +84,12 @@ def compiled(blocks: Sequence[nn.Module], *, draws: bool, may_fail: bool = False
         "optimize_ddp": False,
     }
     lean = all(getattr(b, "gradient_checkpointing", False) or swiglu_groups.is_in(b) for b in blocks if _trained(b))
-    kept = 1.0 if lean or draws else KEPT_ACTIVATIONS
+    kept = {} if lean or draws else LEAN
     try:
-        with config.patch(changes), torch._functorch.config.patch(activation_memory_budget=kept):
+        with config.patch(changes), torch._functorch.config.patch(kept):
             yield
     finally:
-        for block in blocks:
+        for block in compiled:
             del block.__dict__["forward"]
 
 
