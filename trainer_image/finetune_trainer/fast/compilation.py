@@ -68,13 +68,13 @@ def compiled(
     may_fail: what the compiler cannot do runs uncompiled, and torch logs why.
     """
     codes: dict[type[nn.Module], _Code] = {}
-    compiled = [*blocks, *([] if norm is None else [norm])]
-    for block in compiled:
-        kind = type(block)
+    modules = [*blocks, *([] if norm is None else [norm])]
+    for module in modules:
+        kind = type(module)
         if kind not in codes:
             codes[kind] = _Code(_plain_forward(kind), draws=draws, may_fail=may_fail)
         # Module.__setattr__ keeps what is no tensor or module among the instance's own attributes.
-        block.forward = partial(_forward, block, codes[kind])
+        module.forward = partial(_forward, module, codes[kind])
     config = torch._dynamo.config
     changes = {
         "recompile_limit": max(config.recompile_limit, RECOMPILATIONS),
@@ -89,8 +89,8 @@ def compiled(
         with config.patch(changes), torch._functorch.config.patch(kept):
             yield
     finally:
-        for block in compiled:
-            del block.__dict__["forward"]
+        for module in modules:
+            del module.__dict__["forward"]
 
 
 def _trained(block: nn.Module) -> bool:
