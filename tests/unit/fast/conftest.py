@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from torch.nn.attention import flex_attention
 
@@ -9,6 +11,15 @@ from tests.quick_torch import quick_torch
 from tests.unit.trainer_core.conftest import model_folder
 
 __all__ = ["model_folder", "quick_torch"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """What other tests compiled of the same code counts towards the number of times that it may be: which they are
+    depends on the order of tests."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 @pytest.fixture

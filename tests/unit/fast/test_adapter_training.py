@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.errors import UsageError
@@ -36,7 +35,6 @@ def test_fused_adapters_train_the_same(
     model_folder: ModelFolder, tmp_path: Path, training: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_by(monkeypatch)
-    torch._dynamo.reset()
     slow = trained(model_folder(), tmp_path / "slow", training={"fuse_adapters": "never"})
     fast = trained(model_folder(), tmp_path / "fast", training={"fuse_adapters": "always", **training})
     assert_same(fast, slow)
@@ -51,7 +49,6 @@ def test_a_quantized_mlp_is_one_function_where_blocks_are_compiled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     compile_by(monkeypatch)
-    torch._dynamo.reset()
     base, checkpointing = model_folder(), {"gradient_checkpointing": recomputed}
     slow = trained(base, tmp_path / "slow", method="qlora", training={"fuse_adapters": "never", **checkpointing})
     caplog.set_level(logging.INFO)

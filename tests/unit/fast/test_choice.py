@@ -135,7 +135,6 @@ class Deciding(nn.Module):
 def test_recomputed_blocks_of_more_than_one_graph_are_compiled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
-    torch._dynamo.reset()
     block = Deciding().train()
     x = torch.ones(3, requires_grad=True)
     with compilation.compiled([block], draws=False):
@@ -177,7 +176,6 @@ def test_ddp_does_not_cut_blocks_into_pieces(group: None, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=count, **options))
     blocks = [Adapted(), Adapted()]
     model = DistributedDataParallel(nn.Sequential(*blocks).train(), bucket_cap_mb=1)
-    torch._dynamo.reset()
     with compilation.compiled(blocks, draws=False):
         model(torch.ones(3, 512)).sum().backward()
     # Once for a block whose input needs no gradient, and once for one that is behind another.

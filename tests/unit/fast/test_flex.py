@@ -100,7 +100,6 @@ def test_outside_compiled_blocks_lengths_share_one_kernel(monkeypatch: pytest.Mo
     compile_by(monkeypatch)
     monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
     monkeypatch.setattr(flex, "_attention", lambda _: flex._as_kernel)
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for length in (128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280):
         for window in (0, 50):
@@ -121,7 +120,6 @@ def test_compiled_blocks_with_flex_attention_train_the_same(
     """Graphs are captured as ever, and run as they are: on a CPU the compiler has no backward pass for it."""
     compile_by(monkeypatch, "aot_eager_decomp_partition")
     monkeypatch.setattr(choice, "FLEX", replace(FLEX, why_not=lambda *_: None))
-    torch._dynamo.reset()
     changes: dict[str, Any] = {"architecture": "gemma2", "sliding_window": 6}
     slow = trained(model_folder(**changes), tmp_path / "slow")
     torch._dynamo.utils.counters.clear()

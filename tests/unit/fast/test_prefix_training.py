@@ -151,7 +151,6 @@ def test_architectures(architecture: str, model_folder: ModelFolder, tmp_path: P
 
 def test_compiled_blocks(model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_by(monkeypatch)
-    torch._dynamo.reset()
     expected = trained(model_folder(), tmp_path / "all", "never", packing=True, **LAST_TWO)
     torch._dynamo.utils.counters.clear()
     compiled = {**LAST_TWO, "training": {"torch_compile": "always"}}

@@ -110,9 +110,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[Products]:
     monkeypatch.setattr(
         torch, "compile", lambda function, **options: compile_(function, backend=found.backend, **options)
     )
-    torch._dynamo.reset()
     yield found
-    torch._dynamo.reset()
 
 
 def test_what_no_gradient_needs_is_not_computed_again(products: Products) -> None:
@@ -209,7 +207,6 @@ def test_code_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, caplog: p
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=refuse, **options))
-    torch._dynamo.reset()
     with caplog.at_level("INFO"):
         assert_as_ever()
     assert "no code for this machine" in caplog.text
@@ -219,7 +216,6 @@ def test_code_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, caplog: p
         pytest.raises(RuntimeError, match="no code for this machine"),
     ):
         gradients(stack)
-    torch._dynamo.reset()
 
 
 def test_more_shapes_than_are_compiled(

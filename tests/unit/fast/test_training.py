@@ -88,7 +88,6 @@ def test_compiled_blocks_train_the_same(
     """On a CPU, with a backend that captures graphs as ever and then runs them as they are: code for tiny CPU models is
     not worth the minute that it takes to make."""
     compile_by(monkeypatch)
-    torch._dynamo.reset()
     slow = trained(model_folder(), tmp_path / "slow")
     torch._dynamo.utils.counters.clear()
     training = {"torch_compile": "always", "gradient_checkpointing": checkpointing, "offload_activations": offload}
@@ -107,7 +106,6 @@ def test_compiled_blocks_go_around_what_is_no_graph(
 ) -> None:
     """Attention on a CPU looks at where samples lie."""
     compile_by(monkeypatch)
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     slow = trained(model_folder(num_hidden_layers=2), tmp_path / "slow")
     training = {"flash_attn": "varlen", "torch_compile": "always", "gradient_checkpointing": checkpointing}
