@@ -11,6 +11,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
     GptOssConfig,
@@ -104,6 +105,17 @@ UNPLANNED: dict[str, Callable[..., PreTrainedConfig]] = {
         num_experts_per_tok=1,
         sliding_window=4,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    # Its upper two blocks take the keys and values of the lower two.
+    "gemma4": _decoder(
+        Gemma4TextConfig,
+        head_dim=16,
+        global_head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * (BLOCKS // 2),
+        num_kv_shared_layers=BLOCKS // 2,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        sliding_window=16,
     ),
 }
 """The same of those that the operator does not know the memory of."""

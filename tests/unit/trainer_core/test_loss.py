@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from finetune_trainer import loss as loss_module
 from finetune_trainer.layers import apply_selection
@@ -83,24 +82,7 @@ def test_a_row_without_targets_is_worth_nothing_but_has_a_graph() -> None:
 
 def test_a_model_that_passes_on_only_what_it_is_asked_for() -> None:
     """Gemma 4 takes a number of logits for the positions that its last blocks are to see."""
-    torch.manual_seed(0)
-    kinds = ["sliding_attention", "full_attention"]
-    config = Gemma4TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        layer_types=3 * kinds,
-        num_hidden_layers=6,
-        num_kv_shared_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        global_head_dim=16,
-        hidden_size_per_layer_input=8,
-        vocab_size_per_layer_input=VOCABULARY,
-        sliding_window=16,
-    )
-    model = Gemma4ForCausalLM(config)
+    model = tiny_model("gemma4").eval()
     ids, labels = batch()
     expected = reference(model(input_ids=ids).logits, labels)
     found = NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels))

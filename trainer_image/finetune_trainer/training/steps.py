@@ -56,8 +56,6 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
         self._check = GradientCheck()
         self._norms: dict[str, float] = {}
         self._late_norms = None
-        self._measured: torch.Tensor | None = None
-        """Of the groups' gradients in the step that is being taken, where somebody asked."""
         self._waiting = None
         self._groups = parameter_groups(parts.tuned.model, parts.layout)
         self._tokens = 0
@@ -145,13 +143,12 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
 
     def observe_gradients(self) -> None:
         """Take the gradient norms of a step where they are due, and check them. All ranks enter."""
-        self._measured = None
+        self._late_norms = None
         checking = self._check.pending(self._groups)
         step = self.state.global_step + 1
         logged = step % self.args.logging_steps == 0 or step == 1 or step == self.state.max_steps
         if self.logs_late and logged and not checking:
             self._late_norms = norms_of(self._groups)
-            self._measured = self._late_norms[1]
         elif checking or logged:
             self._norms = self._sharding.gradient_norms(self._groups, self._loss_scale())
             if checking:
@@ -170,7 +167,7 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is not None or not self.logs_late:
             return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        norms = self._measured if self._measured is not None else norms_of(self._groups)[1]
+        _, norms = self._late_norms or norms_of(self._groups)
         return norms.norm()
 
     def _loss_scale(self) -> float:
