@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -23,9 +25,9 @@ KEYS = {"access_key": "local-access-key-0001", "secret_key": "local-secret-key-0
 BUCKETS = tuple(f"bucket-{number}" for number in range(12))  # more than the eight volumes of SeaweedFS's default
 
 
-def sockets() -> set[Path]:
-    """Those of all servers of this machine."""
-    return set(Path("/tmp").glob("seaweedfs-*.sock"))
+def sockets(ports: Iterable[int]) -> set[Path]:
+    """What a server with these ports has in /tmp. Other servers of this machine come and go meanwhile."""
+    return {path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")}
 
 
 def test_objects_of_many_buckets_survive_even_a_kill(tmp_path: Path) -> None:
@@ -53,18 +55,17 @@ def test_objects_of_many_buckets_survive_even_a_kill(tmp_path: Path) -> None:
 
 
 def test_it_listens_on_the_loopback_interface_only_and_leaves_nothing(tmp_path: Path) -> None:
-    before = sockets()
     with SeaweedServer(tmp_path, **KEYS) as server:
         assert server.pid is not None
         process = psutil.Process(server.pid)
         listening = [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert {address.ip for address in listening} == {"127.0.0.1"}
-        own = sockets() - before
-        assert own
-        admin = int(server._ports["admin"])
+        ports = dict(server._ports)
+        assert sockets(ports.values())
+        admin = ports["admin"]
         assert admin + 10_000 > 65_535  # where its worker would knock, and find somebody else's server
     assert not process.is_running()
-    assert not own & sockets()
+    assert not sockets(ports.values())
     with pytest.raises(SeaweedError, match="not running"):
         _ = server.endpoint
 
@@ -75,7 +76,6 @@ def test_it_dies_with_its_parent_even_if_that_is_killed(tmp_path: Path) -> None:
         "server = SeaweedServer(Path(sys.argv[1]), access_key='a' * 16, secret_key='b' * 16); server.start()\n"
         "print(server.pid, flush=True); time.sleep(60)"
     )
-    before = sockets()
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         server = psutil.Process(int(parent.stdout.readline()))
@@ -83,10 +83,10 @@ def test_it_dies_with_its_parent_even_if_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
         gone, alive = psutil.wait_procs([server], timeout=5)
         assert (gone, alive) == ([server], [])
-    left = sockets() - before
-    assert left
-    with SeaweedServer(tmp_path, access_key="a" * 16, secret_key="b" * 16):
-        assert not left & sockets()
+    ports = json.loads((tmp_path / "ports.json").read_bytes()).values()
+    assert sockets(ports)
+    with SeaweedServer(tmp_path, access_key="a" * 16, secret_key="b" * 16) as again:
+        assert not sockets(set(ports) - set(again._ports.values()))
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
