@@ -136,7 +136,10 @@ def validate(
         list[str] | None, typer.Option("-f", "--filename", metavar="FILE", help="A manifest, as with kubectl.")
     ] = None,
 ) -> None:
-    """Check manifests by the rules of the API. Each problem is a line; exit code 2 when there is one."""
+    """Check manifests by the rules of the API, and whether this version can do what they say.
+
+    Each problem is a line; exit code 2 for a manifest that the API would refuse, 3 for what cannot be done.
+    """
     from finetune_operator.cli.validate import validate_command
 
     raise typer.Exit(validate_command([*(manifests or []), *(filename or [])]))

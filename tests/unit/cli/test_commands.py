@@ -113,6 +113,18 @@ def test_validate_tells_every_problem_of_every_file(cli: Cli, tmp_path: Path) ->
     assert "Traceback" not in err
 
 
+def test_validate_tells_what_this_version_cannot_do(cli: Cli, tmp_path: Path) -> None:
+    asked = {"torchCompile": "always", "cacheFrozenPrefix": "always", "batchSize": 2}
+    sharded = manifest(training=asked, resources={"gpus": 2}, parallelism={"strategy": "fsdp"})
+    (tmp_path / "sharded.yaml").write_text(sharded)
+    code, out, err = cli("validate", "sharded.yaml", "job.yaml")
+    assert code == cli("plan", "sharded.yaml")[0] == 3
+    assert out == "job.yaml: toy is valid\n"
+    assert [line.split(" ", 2)[:2] for line in err.splitlines()] == [["sharded.yaml:", "toy:"]] * 2
+    assert "spec.training.torchCompile: always cannot be kept: strategy fsdp" in err
+    assert "spec.training.cacheFrozenPrefix: strategy fsdp" in err
+
+
 def test_validate_reads_standard_input_in_both_ways(cli: Cli) -> None:
     assert cli("validate", "-", stdin=manifest()) == (0, "-: toy is valid\n", "")
     assert cli("validate", "-f", "-", stdin=manifest())[0] == 0
