@@ -25,7 +25,7 @@ class WallClock:
         self._wall, self._steady = wall, steady
         self._last = (wall(), steady())
         self.reliable_since = self._last[0]
-        """Since when it has not been set; at first, when it was made."""
+        """Since when it has not been set, and its owner has listened; at first, when it was made."""
 
     def __call__(self) -> float:
         """Now."""
@@ -35,3 +35,7 @@ class WallClock:
             self.reliable_since = wall
         self._last = (wall, steady)
         return wall
+
+    def restart(self) -> None:
+        """Its owner begins to listen: of what was said before it knows nothing."""
+        self.reliable_since = self()

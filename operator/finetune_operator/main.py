@@ -68,11 +68,12 @@ class Operator:
         )
         preparer = Preparer(settings, HubConfigReader(), plan_job)
         self._tls = _serving_tls(settings, client, self._metrics)
+        self._clock = WallClock()
         self._reconciler = Reconciler(
             self._cluster,
             preparer,
             settings,
-            WallClock(),
+            self._clock,
             progress_ca=lambda: self._tls.ca if self._tls else None,
             on_failure=self._metrics.count_failure,
         )
@@ -153,6 +154,8 @@ class Operator:
         started = time.monotonic()
         await self._beating(self._first_sync())
         self._synced = True
+        # Progress went to the replica that led before this one stood by, however long that was.
+        self._clock.restart()
         log.info("watching", extra={"count": len(self._store.jobs()), "seconds": round(time.monotonic() - started, 3)})
         recorder = self._cluster.recorder
         try:

@@ -4,8 +4,8 @@
                        "metrics": [{"name": "loss", "value": "1.25"}], "lastUpdatedTime": "..."}}
 
 The senders are `KubeflowCallback` of transformers, which writes metric values as text, and whatever image a user
-brings: nothing in a body is trusted. A metric that is no finite number is left out, since the rest of the report is
-still worth having; a body of another shape is refused.
+brings: nothing in a body is trusted. A metric that is no finite number, or a step that no job can take, is left out,
+since the rest of the report is still worth having; a body of another shape is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_operator.errors import FinetuneError
 from finetune_operator.observed import ProgressReport
+from finetune_trainer.contract.outcome import MAX_COUNT
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_METRICS = 64
@@ -24,6 +25,7 @@ MAX_NAME_LENGTH = 63
 MAX_REMAINING_SECONDS = 10 * 365 * 86_400
 _ALIASES = {"current_step": "step", "current_epoch": "epoch"}
 """Names that KubeflowCallback has for what is called otherwise here."""
+_COUNTS = frozenset({"step", "total_steps"})
 
 
 class InvalidReport(FinetuneError):
@@ -72,7 +74,9 @@ def _metrics(value: object) -> Mapping[str, float]:
             raise InvalidReport('an entry of "metrics" is not an object with "name" and "value"')
         name, number = entry.get("name"), _number(entry.get("value"))
         if isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and number is not None:
-            metrics[_ALIASES.get(name, name)] = number
+            known = _ALIASES.get(name, name)
+            if known not in _COUNTS or 0 <= number <= MAX_COUNT:
+                metrics[known] = number
     return metrics
 
 

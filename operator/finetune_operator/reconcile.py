@@ -7,6 +7,7 @@ its children, so a crash between any two calls loses nothing: whoever comes next
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,8 @@ class Reconciler:
         except ClusterError as error:
             if error.status not in (400, 422):
                 raise
+            if _by_policy(error):
+                return held_up(view, Reason.CREATE_REFUSED, f"the API server refuses: {error}")
             return give_up(view, Reason.REJECTED, f"the API server says that attempt {action.number} is wrong: {error}")
         return None
 
@@ -273,3 +276,14 @@ def _whose_webhook(error: ClusterError) -> str:
     if "webhook" not in str(error) or "kubeflow" not in str(error):
         return ""
     return ". The webhook is the Kubeflow training operator's: see whether its pods run and answer"
+
+
+def _by_policy(error: ClusterError) -> bool:
+    """Whether somebody's admission policy says no, which may pass: it answers 422, and many a webhook 400.
+
+    The training operator's own webhook checks the PyTorchJob itself.
+    """
+    webhook = re.search(r'admission webhook "([^"]*)" denied the request', str(error))
+    if webhook is not None:
+        return not webhook[1].endswith("kubeflow.org")
+    return "denied request" in str(error) and "ValidatingAdmissionPolicy" in str(error)

@@ -76,6 +76,13 @@ def test_odd_yaml_takes_time_in_proportion_to_its_length(text: str) -> None:
     assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize("wrong", [{"step": -1}, {"step": 10**20}, {"resumedFrom": 10**20}, {"exitCode": 10**20}])
+def test_a_number_that_no_status_holds_makes_no_termination_message(wrong: dict[str, int]) -> None:
+    said = {"exitCode": 70, "reason": "InternalError", "message": "", "step": 5}
+    assert TerminationMessage.decode(json.dumps(said)) is not None
+    assert TerminationMessage.decode(json.dumps({**said, **wrong})) is None
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 100_000, '[{"resource": ' + "[" * 50_000])
 def test_settings_that_no_parser_should_meet_name_the_variable(text: str) -> None:
     with pytest.raises(FinetuneError, match="FINETUNE_TRAINER__GPU_TYPES"):

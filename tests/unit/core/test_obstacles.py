@@ -109,6 +109,35 @@ async def test_a_fault_of_the_api_server_is_nobody_elses() -> None:
     assert bench.phase == "Succeeded"
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            422,
+            "pytorchjobs.kubeflow.org \"qa-1\" is forbidden: ValidatingAdmissionPolicy 'deny' with binding 'deny'"
+            " denied request: until Monday",
+        ),
+        (400, 'admission webhook "budget.acme.dev" denied the request: until Monday'),
+    ],
+)
+async def test_a_policy_that_says_no_is_asked_again(status: int, said: str) -> None:
+    bench = Bench()
+    bench.cluster.refusals["PyTorchJob"] = [ClusterError(said, status=status)] * 3
+    await bench.run(seconds=5)
+    assert (bench.phase, bench.condition("Reconciling")["reason"]) == ("Pending", Reason.CREATE_REFUSED)
+    assert "until Monday" in bench.condition("Reconciling")["message"]
+    await bench.run()
+    assert (bench.phase, bench.status["attempts"]["current"]) == ("Succeeded", 1)
+
+
+async def test_the_training_operator_says_that_it_is_wrong() -> None:
+    bench = Bench()
+    said = 'admission webhook "validator.pytorchjob.training-operator.kubeflow.org" denied the request: spec.foo: wrong'
+    bench.cluster.refusals["PyTorchJob"] = [ClusterError(said, status=422)]
+    await bench.run()
+    assert (bench.phase, bench.condition("Failed")["reason"]) == ("Failed", Reason.REJECTED)
+
+
 async def test_the_api_server_says_that_it_is_wrong() -> None:
     bench = Bench()
     bench.cluster.refusals["PyTorchJob"] = [ClusterError("spec.template.foo: unknown", status=422)]

@@ -51,6 +51,13 @@ def test_remaining_seconds_are_bounded_or_left_out(value: object, seconds: int |
     assert parse({"estimatedRemainingSeconds": value}).remaining_seconds == seconds
 
 
+@pytest.mark.parametrize("name", ["step", "current_step", "total_steps"])
+@pytest.mark.parametrize("value", [-1, 2**53 + 2, 1e30, str(10**20)])
+def test_a_step_that_no_job_takes_is_left_out(name: str, value: object) -> None:
+    metrics = [{"name": name, "value": value}, {"name": "loss", "value": 1e30}]
+    assert parse({"metrics": metrics}).metrics == {"loss": 1e30}
+
+
 def test_a_metric_that_is_no_number_costs_only_itself() -> None:
     metrics = [
         {"name": "nan", "value": "nan"},

@@ -11,6 +11,8 @@ from pydantic import Field, ValidationError
 from finetune_trainer.contract.base import ContractModel
 from finetune_trainer.contract.manifest import EvaluationResult
 
+MAX_COUNT = 2**53
+"""Of bytes, parameters and steps: every larger number is no count, and the API server takes none beyond 64 bits."""
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes. The kubelet cuts a longer message off (Kubernetes, `terminationMessagePath`)."""
 
@@ -53,7 +55,7 @@ class AdapterResult(ContractModel):
     """One of several adapters of a run; it lies at `<uri>/adapters/<name>` with a manifest of its own."""
 
     name: str
-    trainable_parameters: int = Field(ge=0)
+    trainable_parameters: int = Field(ge=0, le=MAX_COUNT)
     metrics: dict[str, float] = Field(default_factory=dict)
     """Of the tuned model on this adapter's held-out data."""
 
@@ -65,11 +67,11 @@ class RunResult(ContractModel):
     """Where the run's artefacts are: `<output.uri>/runs/<uid>`."""
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of `manifest.json`."""
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MAX_COUNT)
     """Bytes of every file that the manifest lists."""
-    trainable_parameters: int = Field(ge=0)
+    trainable_parameters: int = Field(ge=0, le=MAX_COUNT)
     """Number of trained parameters."""
-    total_parameters: int = Field(ge=0)
+    total_parameters: int = Field(ge=0, le=MAX_COUNT)
     """Number of parameters of the base model."""
     evaluation: EvaluationResult | None = None
     """Metrics on held-out data."""
@@ -84,15 +86,15 @@ class RunResult(ContractModel):
 class TerminationMessage(ContractModel):
     """What the trainer leaves in the pod's termination message, at most 4,096 bytes as JSON."""
 
-    exit_code: int
+    exit_code: int = Field(ge=0, le=255)
     """The same number the process exits with."""
     reason: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$", max_length=64)
     """One CamelCase word, fit for a condition's reason."""
     message: str
     """What was wrong, where, and what to do."""
-    step: int | None = None
+    step: int | None = Field(default=None, ge=0, le=MAX_COUNT)
     """Optimizer steps done."""
-    resumed_from: int | None = None
+    resumed_from: int | None = Field(default=None, ge=0, le=MAX_COUNT)
     """The step of the checkpoint this attempt continued from."""
     result: RunResult | None = None
     """Set when, and only when, the run succeeded."""
