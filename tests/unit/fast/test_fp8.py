@@ -208,6 +208,24 @@ def test_merging_into_what_it_expands_to_and_into_the_original(
     assert 0 < merged.report.largest_logit_difference < 0.05 * merged.report.largest_logit
 
 
+def test_a_base_is_merged_as_it_was_quantized(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """Published in fp32 and read in bf16: what the published weights would be quantized to was not trained on."""
+    base = model_folder("llama")
+    fitted = trained(base, tmp_path / "run", training={"precision": "bf16", "learning_rate": 1e-2})
+    fitted.tuned.model.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
+    held = fitted.tuned.model.get_base_model().config.quantization_config  # type: ignore[operator]
+    source = MergeSource(base, tmp_path / "adapter", "adapter", Merge.DEQUANTIZED, held, dtype=torch.bfloat16)
+    merged = merge_model(source, lambda _: None)
+    name = "model.layers.1.mlp.up_proj.weight"
+    published = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).get_parameter(name)
+    start = rowwise.dequantize(*rowwise.quantize_weight(published.bfloat16()), torch.bfloat16)
+    adapted: Any = fitted.tuned.model.get_submodule("base_model.model.model.layers.1.mlp.up_proj")
+    expected = start.float() + adapted.get_delta_weight("default").float()
+    assert torch.allclose(merged.model.get_parameter(name).float(), expected, rtol=2**-7, atol=1e-4)
+    other = rowwise.dequantize(*rowwise.quantize_weight(published), torch.bfloat16)
+    assert not torch.equal(other, start)
+
+
 def test_layers_are_replaced_as_they_are_read(model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model in 16 bits stands on the device before it is quantized."""
     read: list[int] = []

@@ -124,6 +124,36 @@ def test_16_bit_adapters_inputs_are_not_widened(model_folder: ModelFolder, tmp_p
     assert narrow.losses == wide.losses
 
 
+def test_late_norms_are_those_of_their_step_while_blocks_join(
+    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of a block that joins are checked at once, whenever its log is written."""
+    changes: dict[str, Any] = {
+        "method": "freeze",
+        "layers": {"last": 2, "unfreeze": {"every": 2, "unit": "step"}},
+        "training": {"max_steps": 5},
+    }
+    in_time = trained(model_folder(), tmp_path / "time", **changes)
+    init = FinetuneTrainer.__init__
+
+    def late(self: FinetuneTrainer, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.logs_late = True
+
+    monkeypatch.setattr(FinetuneTrainer, "__init__", late)
+    found = trained(model_folder(), tmp_path / "late", **changes)
+    one, other = (
+        [
+            {name: value for name, value in entry.items() if name.startswith("grad_norm/")}
+            for entry in fitted.trainer.state.log_history
+            if "loss" in entry
+        ]
+        for fitted in (in_time, found)
+    )
+    assert len(one[1]) == 1 and len(one[2]) == 2
+    assert other == [pytest.approx(norms, rel=1e-5) for norms in one]
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("largest", [0.0, 0.01, 1000.0])
 @pytest.mark.parametrize("fused", [False, True])

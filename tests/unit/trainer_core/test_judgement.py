@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from finetune_trainer.data import Prompt
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Judgement, Scores, answer, check_gates, prompts_to_answer
 from finetune_trainer.model import read_tokenizer
-from tests.trainer_jobs import QUESTIONS, trainer_config
+from tests.trainer_jobs import QUESTIONS, fit, trainer_config, write_dataset
 from tests.unit.trainer_core.conftest import ModelFolder
 
 CPU = torch.device("cpu")
@@ -97,6 +98,21 @@ def test_answers_come_in_the_order_of_the_prompts_however_many_are_written_at_on
     assert len(set(alone)) > 1
     assert answer(model, tokenizer, PROMPTS, config, CPU) == alone
     assert answer(model, tokenizer, [], config, CPU) == []
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "adapter", "lora"])
+def test_a_tuned_model_answers_in_a_batch_as_alone(method: str, model_folder: ModelFolder, tmp_path: Path) -> None:
+    folder = model_folder()
+    config = trainer_config(
+        folder,
+        write_dataset(tmp_path / "data.jsonl"),
+        method=method,
+        training={"max_steps": 8, "learning_rate": 0.3},
+        evaluation={"max_new_tokens": 16, "generation_batch_size": len(PROMPTS)},
+    )
+    model, tokenizer = fit(folder, config, tmp_path / "run").tuned.model, read_tokenizer(folder)
+    alone = [answer(model, tokenizer, [prompt], config, CPU)[0] for prompt in PROMPTS]
+    assert answer(model, tokenizer, PROMPTS, config, CPU) == alone
 
 
 def test_a_prompt_is_never_cut(model_folder: ModelFolder) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.contract import TrainerConfig
-from finetune_trainer.contract.vocabulary import Strategy
+from finetune_trainer.contract.vocabulary import Method, Strategy
 from finetune_trainer.data import Prompt
 from finetune_trainer.distributed import told_by_all
 from finetune_trainer.evaluation.text import METRICS
@@ -54,7 +54,8 @@ def answer(
         return []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     longest_first = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), index))
-    size = config.evaluation.generation_batch_size
+    # PEFT puts a trained prompt before the padding, so that beside a longer prompt its distance would be another one.
+    size = 1 if config.method is Method.PROMPT else config.evaluation.generation_batch_size
     # Sharded weights are gathered by all processes together: each takes as many turns as the others, if need be with
     # a prompt that another one answers.
     turns = math.ceil(len(texts) / (size * world))

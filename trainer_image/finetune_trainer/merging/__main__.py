@@ -135,6 +135,7 @@ def _merged(
     found: ResultFiles, config: TrainerConfig, options: argparse.Namespace, scratch: Path
 ) -> tuple[PreTrainedModel, MergeReport]:
     from finetune_trainer.merging.merge import MergeSource, merge_model
+    from finetune_trainer.model import DTYPES
 
     into = Merge(options.into)
     if config.method in (Method.PREFIX, Method.PROMPT, Method.ADAPTER):
@@ -153,6 +154,7 @@ def _merged(
         into,
         _quantization(config, base),
         config.model.trust_remote_code,
+        DTYPES[config.training.precision],
     )
     merged = merge_model(source, _say)
     return merged.model, merged.report

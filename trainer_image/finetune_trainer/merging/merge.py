@@ -37,6 +37,8 @@ class MergeSource:
     quantization: QuantizationConfigMixin | None = None
     """How the base was stored in training; None where it was not quantized."""
     trust_remote_code: bool = False
+    dtype: torch.dtype | None = None
+    """What a quantized base was quantized from: scales and codes follow from it. None for the type of its files."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _merge_delta(
 def _load(source: MergeSource, *, quantized: bool) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": "auto"}
     if quantized and source.quantization is not None:
-        options["quantization_config"] = source.quantization
+        options |= {"quantization_config": source.quantization, "dtype": source.dtype or "auto"}
     model = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder on this disk
         source.base, use_safetensors=True, trust_remote_code=source.trust_remote_code, **options
     )

@@ -15,6 +15,7 @@ from finetune_trainer.contract.vocabulary import Merge, Method
 from finetune_trainer.errors import UsageError
 from finetune_trainer.merging.merge import MergeSource, merge_model
 from finetune_trainer.methods import TunedModel
+from finetune_trainer.model import DTYPES
 from finetune_trainer.results.artefact import artifact_of, save_whole
 from finetune_trainer.results.pointers import MERGED
 
@@ -38,7 +39,13 @@ def merge(
         loaded: Any = tuned.model.get_base_model()
         quantization = loaded.config.quantization_config
     source = MergeSource(
-        base_folder, folder / kind, kind, config.output.merge, quantization, config.model.trust_remote_code
+        base_folder,
+        folder / kind,
+        kind,
+        config.output.merge,
+        quantization,
+        config.model.trust_remote_code,
+        DTYPES[config.training.precision],
     )
     merged = merge_model(source, logger.info)
     target = folder / MERGED

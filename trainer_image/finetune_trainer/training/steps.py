@@ -153,6 +153,9 @@ class TrainingSteps(LateLogs, TrainedCheckpoints, Trainer):
             self._norms = self._sharding.gradient_norms(self._groups, self._loss_scale())
             if checking:
                 self._check.observe(self._norms, step)
+            if self.logs_late and logged:
+                # What is written next is the log of the step before, with norms of its own.
+                self._late_norms = norms_of(self._groups)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """transformers' own, which reads gradients once more and writes them anew: on a GPU without."""
