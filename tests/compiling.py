@@ -9,7 +9,7 @@ import pytest
 import torch
 
 
-def compile_by(patch: pytest.MonkeyPatch, backend: str = "aot_eager") -> None:
+def compile_by(patch: pytest.MonkeyPatch, backend: str | Callable[..., Any] = "aot_eager") -> None:
     """Graphs are captured as ever, and become what a backend makes of them."""
     compile_ = torch.compile
 

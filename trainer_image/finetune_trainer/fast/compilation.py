@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import exc as dynamo
+from torch._inductor import config as inductor
 
 from finetune_trainer.errors import first_line
 from finetune_trainer.fast import swiglu_groups
 from finetune_trainer.fast.offload import Offload
+from finetune_trainer.fast.wide_gradients import WideGradients
 
 RECOMPILATIONS = 16
 """Of a block's code: with adapters or without, trained or not, times shapes. What comes after runs uncompiled."""
@@ -86,7 +88,11 @@ def compiled(
     lean = all(getattr(b, "gradient_checkpointing", False) or swiglu_groups.is_in(b) for b in blocks if _trained(b))
     kept = {} if lean or draws else LEAN
     try:
-        with config.patch(changes), torch._functorch.config.patch(kept):
+        with (
+            config.patch(changes),
+            torch._functorch.config.patch(kept),
+            inductor.patch(post_grad_custom_pre_pass=WideGradients()),
+        ):
             yield
     finally:
         for module in modules:
