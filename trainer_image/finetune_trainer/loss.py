@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from finetune_trainer.balancing import balancing_weight
 from finetune_trainer.distributed.sharded_model import ShardedModel
 from finetune_trainer.errors import InternalError
 from finetune_trainer.fast.cross_entropy import chunked, loss_and_gradient, plain_head
@@ -33,6 +34,8 @@ IGNORED = -100
 """Label of a token that the loss is not taken over."""
 LOGITS_PER_CHUNK = 2**25
 """Elements of a chunk of logits: 128 MiB in fp32."""
+_SCALED_AT_ONCE = 2**22
+"""Elements of a gradient."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class NextTokenLoss:
             raise InternalError(f"{type(causal).__name__} is no transformers model")
         self._decoder: nn.Module = causal.base_model
         self._head = _head_of(causal)
+        self._balanced = balancing_weight(causal)
         self._vocabulary = int(causal.config.get_text_config(decoder=True).vocab_size)
         self._keeps = _kept_logits(causal)
         self._plain = plain_head(causal, partial(_logits, self._head)) if compiled else None
@@ -75,21 +79,29 @@ class NextTokenLoss:
 
     def __call__(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
         """The sum of the loss over the targets, a scalar in fp32. `model` may be a wrapper such as DDP, whose own
-        forward has to run."""
+        forward has to run.
+
+        A mixture of experts whose configuration asks for its balancing loss (`output_router_logits`) has it added, as
+        much for each target as transformers adds to their mean.
+        """
         if isinstance(model, ShardedModel):
             return model.within(self, inputs, targets)
-        hidden = self._hidden(model, inputs, targets)
-        parameters = [p for p in self._head.parameters() if p.requires_grad]
+        hidden, balance = self._hidden(model, inputs, targets)
         if not torch.is_grad_enabled():
             return self.score(hidden, targets.tokens)[0]
+        loss = self._cross_entropy(hidden, targets.tokens)
+        return loss if balance is None else loss + len(targets.tokens) * balance
+
+    def _cross_entropy(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        parameters = [p for p in self._head.parameters() if p.requires_grad]
         if any(hasattr(parameter, "ds_id") for parameter in parameters):
-            return self._recomputed(hidden, targets.tokens)
+            return self._recomputed(hidden, tokens)
         if self._plain is not None:
-            fused = _FusedCrossEntropy.apply(hidden, targets.tokens, self._plain, self._take)  # type: ignore[no-untyped-call]
+            fused = _FusedCrossEntropy.apply(hidden, tokens, self._plain, self._take)  # type: ignore[no-untyped-call]
             assert isinstance(fused, torch.Tensor)
             return fused
         loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, targets.tokens, self._head, self._rows, *parameters
+            hidden, tokens, self._head, self._rows, *parameters
         )
         assert isinstance(loss, torch.Tensor)
         return loss
@@ -110,7 +122,7 @@ class NextTokenLoss:
         """Sum of the loss, and number of targets that are the model's first choice: two scalars."""
         if isinstance(model, ShardedModel):
             return model.within(self.evaluate, inputs, targets)
-        return self.score(self._hidden(model, inputs, targets), targets.tokens)
+        return self.score(self._hidden(model, inputs, targets)[0], targets.tokens)
 
     @torch.no_grad()
     def score(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,15 +143,18 @@ class NextTokenLoss:
     def _rows(self) -> int:
         return max(1, LOGITS_PER_CHUNK // self._vocabulary)
 
-    def _hidden(self, model: nn.Module, inputs: dict[str, Any], targets: Targets) -> torch.Tensor:
-        """Last hidden states (targets, width) where a target is predicted."""
+    def _hidden(
+        self, model: nn.Module, inputs: dict[str, Any], targets: Targets
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Last hidden states (targets, width) where a target is predicted, and the weighted balancing loss, if any."""
         with _captured(self._decoder) as captured:
-            model(**{**inputs, "use_cache": False, **self._keeps(inputs["input_ids"])})
+            output = model(**{**inputs, "use_cache": False, **self._keeps(inputs["input_ids"])})
         hidden = captured[-1]
         # Prompt tuning puts positions of its own before the row's.
         hidden = hidden[:, hidden.shape[1] - inputs["input_ids"].shape[1] :]
         picked: torch.Tensor = _Picked.apply(hidden.flatten(0, 1), targets.positions)  # type: ignore[no-untyped-call]
-        return picked
+        balance = getattr(output, "aux_loss", None)
+        return picked, None if balance is None else self._balanced * balance.float()
 
 
 def _kept_logits(causal: PreTrainedModel) -> Callable[[torch.Tensor], dict[str, Any]]:
@@ -216,6 +231,14 @@ def _logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return logits.float()
 
 
+def _times(kept: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """A kept gradient times a scalar in fp32, in its own memory. In 16 bits the factor itself, one over the number of
+    trained tokens, would be off by up to 0.2 %, and with it every gradient of the step."""
+    for part in kept.view(-1).split(_SCALED_AT_ONCE):
+        part.copy_(part.float().mul_(factor))
+    return kept
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies; its gradients are computed along with it."""
 
@@ -253,7 +276,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scaled = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        scaled = [_times(saved, grad) for saved in ctx.saved_tensors]
         hidden = scaled.pop(0) if ctx.has_hidden else None
         return (hidden, None, None, None, *scaled)
 
@@ -272,4 +295,4 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None
+        return _times(gradient, grad), None, None, None

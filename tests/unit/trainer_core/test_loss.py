@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from finetune_trainer import loss as loss_module
 from finetune_trainer.layers import apply_selection
 from finetune_trainer.loss import NextTokenLoss, Targets
+from tests.compiling import compile_by
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
 
 
@@ -120,3 +124,64 @@ def test_a_wrapper_of_forward_on_the_instance_is_not_taken_for_the_head() -> Non
     model.forward = lambda *args, **kwargs: whole(*args, **kwargs)
     found = NextTokenLoss(model).evaluate(model, {"input_ids": ids}, Targets.of(labels))
     assert [value.item() for value in found] == [value.item() for value in expected]
+
+
+def balanced_mixture(**changes: Any) -> PreTrainedModel:
+    return tiny_model("mixtral", **{"output_router_logits": True, "router_aux_loss_coef": 0.5, **changes})
+
+
+def test_a_mixture_is_trained_with_the_balancing_loss_that_it_asks_for() -> None:
+    model = balanced_mixture().train()
+    ids, labels = batch()
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    targets = Targets.of(labels)
+    (model(**inputs, labels=labels).loss * len(targets.tokens)).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    NextTokenLoss(model)(model, inputs, targets).backward()
+
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"output_router_logits": False}, {"router_aux_loss_coef": 0.0}])
+def test_a_mixture_that_asks_for_no_balancing_has_none(changes: dict[str, object]) -> None:
+    ids, labels = batch()
+    found = [
+        NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels)).item()
+        for model in (balanced_mixture(**changes), balanced_mixture())
+    ]
+    assert found[0] == pytest.approx(reference(balanced_mixture()(input_ids=ids).logits, labels).item(), rel=1e-6)
+    assert found[1] > found[0] + 1
+
+
+def test_balancing_is_no_part_of_a_score() -> None:
+    model = balanced_mixture().eval()
+    ids, labels = batch()
+    with torch.no_grad():
+        loss = NextTokenLoss(model)(model, {"input_ids": ids}, Targets.of(labels))
+    assert loss.item() == pytest.approx(reference(model(input_ids=ids).logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_factor_of_the_loss_is_not_rounded_to_16_bits(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    monkeypatch.setattr(loss_module, "_SCALED_AT_ONCE", 100)
+    compile_by(monkeypatch)
+    model: Any = tiny_model().eval().requires_grad_(False)
+    model.to(torch.bfloat16)
+    loss = NextTokenLoss(model, compiled=compiled)
+    _, labels = batch()
+    targets = Targets.of(labels)
+    found = []
+    for factor in (1.0, 1 / 3001):
+        hidden = torch.randn(len(targets.tokens), model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+        hidden = hidden.to(torch.bfloat16).requires_grad_()
+        (loss._cross_entropy(hidden, targets.tokens) * factor).backward()
+        assert hidden.grad is not None
+        found.append(hidden.grad)
+    assert found[0].abs().sum() > 0
+    torch.testing.assert_close(found[1], (found[0].double() / 3001).to(torch.bfloat16), rtol=0, atol=0)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from finetune_trainer.balancing import balancing_weight
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.compiling import WORTH_COMPILING, may_be_long
 from finetune_trainer.contract.fast_paths import SHARDED, FastUse
@@ -168,7 +169,7 @@ def _untried(config: TrainerConfig, model: nn.Module, device: torch.device, *, m
     if wanted is FlashAttn.AUTO and device.type == "cpu" and masked:
         return "CPUs have no kernel for samples of any length"
     reason = use_of(config).masked
-    if reason is None and getattr(causal_of(model).config, "output_router_logits", False):
+    if reason is None and balancing_weight(causal_of(model)):
         reason = "the model's balancing loss counts tokens of a padding mask"
     return reason
 

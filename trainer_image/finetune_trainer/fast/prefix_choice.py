@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_trainer.balancing import balancing_weight
 from finetune_trainer.contract import ModelLayout, TrainerConfig
 from finetune_trainer.contract.vocabulary import Switch
 from finetune_trainer.distributed import told_by_all
@@ -104,6 +105,8 @@ def _unusable(job: PrefixJob) -> str | None:
         return reason
     if job.config.training.neftune_alpha is not None:
         return "NEFTune's noise lies below the trained blocks"
+    if balancing_weight(causal_of(job.model)):
+        return "the model's balancing loss counts the experts of all blocks"
     lowest = lowest_differentiated_block(job.model, job.layout)
     if lowest == 0:
         return "the first block, or something below it, is trained"

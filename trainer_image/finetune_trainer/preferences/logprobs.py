@@ -44,7 +44,7 @@ class AnswerLogProbs(NextTokenLoss):
 
     def of_answers(self, model: nn.Module, inputs: dict[str, Any], answers: Answers) -> torch.Tensor:
         """(rows,), fp32: the sum over the trained tokens of each row. `model` may be a wrapper such as DDP."""
-        hidden = self._hidden(model, inputs, answers.targets)
+        hidden, _ = self._hidden(model, inputs, answers.targets)
         parts = zip(hidden.split(self._rows), answers.targets.tokens.split(self._rows), strict=True)
         tokens = torch.cat(
             [
