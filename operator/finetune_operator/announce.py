@@ -15,6 +15,7 @@ _TROUBLE = frozenset(
         Reason.NAME_TAKEN,
         Reason.CREATE_FAILED,
         Reason.CREATE_REFUSED,
+        Reason.NO_REPORTS,
         Reason.PODS_MISSING,
         Reason.TRAINING_OPERATOR_MISSING,
     }

@@ -23,6 +23,7 @@ FIELD_MANAGER = "finetune-operator"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_JOB = "finetune.dev/job"
+"""Children are listed and watched by it. Labels of `app.kubernetes.io` are other tools' too, and theirs to change."""
 LABEL_JOB_UID = "finetune.dev/job-uid"
 LABEL_ATTEMPT = "finetune.dev/attempt"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
@@ -43,6 +44,8 @@ WORK_DIRECTORY = "/var/lib/finetune"
 PVC_DIRECTORY = "/mnt/pvc"
 TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # nosec B105  # a folder
 PROGRESS_AUDIENCE = "finetune.dev/progress"
+PROGRESS_URL_VARIABLE = "KUBEFLOW_TRAINER_SERVER_URL"
+"""Kubeflow Trainer's word for where a trainer reports. Pods without it report nothing."""
 MASTER_PORT = 23456
 
 MAX_NAME_LENGTH = 40
@@ -137,6 +140,10 @@ class Reason:
     """Kueue has yet to admit the PyTorchJob. Look at the queue's quota."""
     TRAINING = "Training"
     """The trainer reports progress."""
+    NO_REPORTS = "NoReports"
+    """The pods run, and in `runPolicy.stallSeconds` no report of this job has ever arrived. Most often a NetworkPolicy
+    keeps its pods from the operator's progress port: let them through, and the attempt goes on as it is. If the pods'
+    logs show that it hangs instead, nothing need be done: it is ended after four times that long."""
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     """The cluster knows no PyTorchJobs. Install the Kubeflow training operator; the job goes on by itself."""
     NAME_TAKEN = "NameTaken"
@@ -190,8 +197,8 @@ class Reason:
     IMAGE_PULL = "ImagePullFailed"
     """The trainer's image cannot be pulled. Check `trainer.image` and the registry's credentials."""
     PROGRESS_STALLED = "ProgressStalled"
-    """Nothing was reported for `runPolicy.stallSeconds`. The pods' logs show where it hangs; raise it where a step
-    takes longer."""
+    """Nothing was reported for `runPolicy.stallSeconds`, or for four times as long by a job that was never heard of
+    (see `NoReports`). The pods' logs show where it hangs; raise it where a step takes longer."""
     CHILD_DELETED = "PyTorchJobDeleted"
     """Somebody deleted the PyTorchJob of a running attempt. To stop a job set `runPolicy.suspend`, or delete the
     FineTuneJob."""

@@ -50,13 +50,23 @@ def observed_attempt(manifest: Manifest) -> ObservedAttempt:
         namespace=_text(meta, "namespace", "default"),
         uid=_text(meta, "uid"),
         owner_uid=owner_uid(manifest),
-        number=_integer(_mapping(meta, "labels").get(c.LABEL_ATTEMPT), 0),
+        number=_integer(_mapping(meta, "labels").get(c.LABEL_ATTEMPT), 0) or _number_in_name(manifest),
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
         deleting=meta.get("deletionTimestamp") is not None,
         suspended=run_policy.get("suspend") is True,
         plan=_text(_mapping(meta, "annotations"), c.ANNOTATION_PLAN),
         conditions=_conditions(_mapping(manifest, "status")),
+        reports=_reports(manifest),
     )
+
+
+def _reports(manifest: Manifest) -> bool:
+    """Whether a PyTorchJob's trainer is told where to report progress."""
+    replicas = _mapping(_mapping(manifest, "spec"), "pytorchReplicaSpecs").values()
+    templates = [_mapping(one, "template") for one in replicas if isinstance(one, Mapping)]
+    containers = [one for template in templates for one in _list(_mapping(template, "spec"), "containers")]
+    variables = [variable for one in containers if isinstance(one, Mapping) for variable in _list(one, "env")]
+    return any(isinstance(one, Mapping) and one.get("name") == c.PROGRESS_URL_VARIABLE for one in variables)
 
 
 def observed_pod(manifest: Manifest) -> ObservedPod:
@@ -89,24 +99,37 @@ def observed_pod(manifest: Manifest) -> ObservedPod:
             if isinstance(one, Mapping)
         ),
         job_uid=_text(labels, c.LABEL_JOB_UID),
-        attempt_uid=_controller_uid(manifest, c.PYTORCHJOB_KIND, "kubeflow.org"),
+        attempt_uid=_text(_controller(manifest, c.PYTORCHJOB_KIND, "kubeflow.org"), "uid"),
         gone_by=parse_time(meta.get("deletionTimestamp")),
     )
 
 
 def owner_uid(manifest: Manifest) -> str:
     """UID of the FineTuneJob that controls an object; empty when none does."""
-    return _controller_uid(manifest, c.KIND, c.GROUP)
+    return _text(_controller(manifest, c.KIND, c.GROUP), "uid")
 
 
-def _controller_uid(manifest: Manifest, kind: str, group: str) -> str:
+def owner_name(manifest: Manifest) -> str:
+    """Name of the FineTuneJob that controls an object; empty when none does."""
+    return _text(_controller(manifest, c.KIND, c.GROUP), "name")
+
+
+def _number_in_name(manifest: Manifest) -> int:
+    """Number of an attempt that has lost its label: its name has it, too. 0 where no FineTuneJob controls it."""
+    owner, name = owner_name(manifest), _text(_mapping(manifest, "metadata"), "name")
+    digits = name.removeprefix(f"{owner}-")
+    return int(digits) if owner and digits != name and digits.isascii() and digits.isdigit() else 0
+
+
+def _controller(manifest: Manifest, kind: str, group: str) -> Manifest:
+    """The reference to the object of a kind that controls this one; empty when none does."""
     for owner in _list(_mapping(manifest, "metadata"), "ownerReferences"):
         if not isinstance(owner, Mapping) or owner.get("kind") != kind or owner.get("controller") is not True:
             continue
         # Whatever the version: an owner of an older one is the same object.
         if _text(owner, "apiVersion").partition("/")[0] == group:
-            return _text(owner, "uid")
-    return ""
+            return owner
+    return {}
 
 
 def parse_time(text: object) -> float | None:

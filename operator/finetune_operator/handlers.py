@@ -46,7 +46,8 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-CHILDREN = f"{c.LABEL_MANAGED_BY}={c.MANAGED_BY}"
+CHILDREN = c.LABEL_JOB
+"""A selector: whatever has this label."""
 
 
 def registry(sink: Sink) -> kopf.OperatorRegistry:

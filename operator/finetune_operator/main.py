@@ -39,6 +39,7 @@ from finetune_operator.progress import ProgressServer
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.serving_tls import CertificateFiles, CertificateUnusable, ServingTls
 from finetune_operator.settings import Settings
+from finetune_operator.syncing import Syncing
 from finetune_operator.tasks import first_to_end
 from finetune_operator.watching import Watching
 from finetune_operator.workqueue import WorkQueue
@@ -79,7 +80,9 @@ class Operator:
         )
         self._queue = WorkQueue(self._reconcile, parallel=settings.parallel_reconciles)
         self._metrics.watch(self._store.jobs, self._store.job, lambda: self._queue.depth)
-        self._watching = Watching(self._on_event, settings.watch_namespaces)
+        self._syncing = Syncing(self._cluster, self._store.jobs, self._queue.add, seconds=settings.resync_seconds)
+        self._watching = Watching(self._on_event, self._cluster.namespaces.watchable, on_refused=self._syncing.soon)
+        self._cluster.namespaces.on_change = self._on_namespace
         self._cluster.recorder.is_busy = lambda: self._queue.depth > settings.parallel_reconciles
         self._cluster.on_kind_known = self._watching.start_anew
         self._leads = False
@@ -152,7 +155,7 @@ class Operator:
         """Watch, resync, reconcile. No job is touched before the first lists of every kind are complete."""
         self._leads = True
         started = time.monotonic()
-        await self._beating(self._first_sync())
+        await self._beating(self._syncing.first())
         self._synced = True
         # Progress went to the replica that led before this one stood by, however long that was.
         self._clock.restart()
@@ -162,37 +165,13 @@ class Operator:
             await first_to_end(
                 self._watching.run(),
                 self._queue.run(),
-                self._resync(),
+                self._syncing.run(),
                 self._beat(),
                 lead_services(self._client, self._settings),
                 recorder.run(),
             )
         finally:
             await first_to_end(recorder.flush(FLUSH_SECONDS), recorder.run())
-
-    async def _first_sync(self) -> None:
-        while True:
-            try:
-                await self._cluster.sync()
-                break
-            except ClusterError as error:
-                delay = max(2.0, error.retry_after or 0.0)
-                log.warning("the first lists are not complete; again in %.0f s", delay, extra={"cause": str(error)})
-                await asyncio.sleep(delay)
-        for ref in self._store.jobs():
-            self._queue.add(ref)
-
-    async def _resync(self) -> None:
-        """Look at everything anew from time to time: what a watch lost is found here."""
-        while True:
-            await asyncio.sleep(self._settings.resync_seconds)
-            try:
-                await self._cluster.sync()
-            except ClusterError as error:
-                log.warning("resync failed; the next one may do", extra={"cause": str(error)})
-                continue
-            for ref in self._store.jobs():
-                self._queue.add(ref)
 
     async def _beat(self) -> None:
         """The queue's heart is the operator's: a reconcile loop that stands still fails the liveness probe."""
@@ -228,6 +207,10 @@ class Operator:
         ref = self._store.drop(kind, manifest) if type == "DELETED" else self._store.put(kind, manifest)
         if ref is not None:
             self._queue.add(ref)
+
+    def _on_namespace(self, name: str, readable: bool) -> None:
+        self._metrics.namespace_readable(name, readable)
+        self._watching.start_anew()
 
     def _owner_of(self, caller: Caller) -> tuple[JobRef, int] | None:
         return self._store.owner_of_pod(caller.namespace, caller.pod, caller.pod_uid)

@@ -49,6 +49,17 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._unreadable = Gauge(
+            "finetune_namespace_unreadable",
+            "1 while a namespace of watchNamespaces cannot be read: it is gone, or the operator's Role in it is",
+            ["namespace"],
+            registry=self.registry,
+        )
+
+    def namespace_readable(self, name: str, readable: bool) -> None:
+        """A namespace can no longer be read, or can be again."""
+        self._unreadable.labels(name).set(0.0 if readable else 1.0)
+
     def certificate_expires(self, at: float) -> None:
         """The progress server's self-made certificate, in seconds since the epoch."""
         self._certificate.set(at)

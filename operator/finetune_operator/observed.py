@@ -67,6 +67,8 @@ class ObservedAttempt:
     plan: str = ""
     """The plan that it was rendered from (JSON of `PlanStatus`); empty where it is not known."""
     conditions: Mapping[str, ObservedCondition] = field(default_factory=dict)
+    reports: bool = True
+    """Whether its pods are told where to report progress, whatever the operator's settings say today."""
 
     def is_true(self, condition: str) -> bool:
         """Whether a condition is there and holds."""

@@ -127,7 +127,6 @@ class Reconciler:
             status=status.read(observed.job.status),
             now=self._clock(),
             reliable_since=self._clock.reliable_since,
-            reports_expected=self._settings.trainer.progress_url is not None,
             preparation=preparation,
             confirmed=confirmed,
         )

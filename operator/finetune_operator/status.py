@@ -106,7 +106,8 @@ def _facts(state: JobState) -> dict[str, Fact | None]:
         Condition.STALLED: idle,
     }
     if state.phase == Phase.RUNNING:
-        facts[Condition.RUNNING] = Fact("True", Reason.TRAINING, state.message)
+        reason = Reason.NO_REPORTS if state.reason == Reason.NO_REPORTS else Reason.TRAINING
+        facts[Condition.RUNNING] = Fact("True", reason, state.message)
     if state.phase == Phase.SUSPENDED:
         facts[Condition.SUSPENDED] = Fact("True", *why)
         facts[Condition.RECONCILING] = Fact("False", Reason.SUSPENDED)

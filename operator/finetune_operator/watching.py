@@ -11,7 +11,7 @@ import concurrent.futures
 import logging
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -39,17 +39,26 @@ _END_SECONDS = 5.0
 class Watching:
     """Feeds a sink, in the loop that runs this, with what happens to jobs and their children."""
 
-    def __init__(self, sink: handlers.Sink, namespaces: Sequence[str]) -> None:
+    def __init__(
+        self,
+        sink: handlers.Sink,
+        namespaces: Callable[[], Sequence[str]],
+        *,
+        on_refused: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
-            namespaces: to watch; empty means all.
+            namespaces: to watch; empty means all. Asked each time that the watches begin.
+            on_refused: called when the watches of several namespaces ended because something may not be read, or is not
+                there. kopf does not say in which of them, and gives all up for one.
         """
         self._sink = sink
         self._namespaces = namespaces
+        self._on_refused = on_refused
         self._anew = asyncio.Event()
 
     def start_anew(self) -> None:
-        """Watch everything anew: there is a kind that was not there when the watches began."""
+        """Watch everything anew: a kind or a namespace is there that was not when the watches began, or is no more."""
         self._anew.set()
 
     async def run(self) -> None:
@@ -65,6 +74,8 @@ class Watching:
                 cause = "kopf ended by itself"
             except _FAILURES as error:
                 cause = repr(error)[:500]
+                if isinstance(error, APIError) and error.status in (403, 404) and len(self._namespaces()) > 1:
+                    self._on_refused()
             if asyncio.get_running_loop().time() - began > _CALM_SECONDS:
                 pause = PAUSE_SECONDS
             log.warning("the watches ended; again in %.0f s", pause, extra={"cause": cause})
@@ -73,7 +84,7 @@ class Watching:
 
     async def _watch(self) -> None:
         """Until kopf ends. Raises what it ended with."""
-        thread = _Thread(self._sink, self._namespaces)
+        thread = _Thread(self._sink, self._namespaces())
         thread.start()
         try:
             await asyncio.wrap_future(thread.ended)

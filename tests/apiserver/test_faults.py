@@ -25,7 +25,7 @@ from tests.apiserver.faults import Call, Fault, at_random
 from tests.apiserver.history import History
 from tests.apiserver.kubelet import NEVER_ENDS, PREEMPTED, SUCCESS, Kubelet, Outcome
 from tests.apiserver.nodes import Nodes
-from tests.apiserver.world import World, collection, jobs
+from tests.apiserver.world import MERGE_PATCH, World, collection, jobs
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(600)]
@@ -272,6 +272,29 @@ def test_children_and_statuses_are_changed_by_hand(world: World) -> None:
     for name in ("endless-hand-0", "endless-hand-1"):
         world.delete(f"{jobs()}/{name}")
     INJECTED.update({"by hand": 2})
+
+
+@pytest.mark.parametrize("label", ["app.kubernetes.io/managed-by", "finetune.dev/job", "finetune.dev/attempt"])
+def test_an_attempt_that_is_relabelled_stays_the_only_one(world: World, label: str) -> None:
+    """By a user, by Kustomize, by an admission policy: a watch with a selector calls that a deletion."""
+    name = f"endless-label-{label.rpartition('/')[2]}"
+    path = f"{collection('pytorchjobs')}/{name}-1"
+    with watched(world), world.operator(**RESYNC) as process:
+        world.create(name)
+        world.reaches(name, "Running")
+        world.api.request("PATCH", path, {"metadata": {"labels": {label: "mine"}}}, MERGE_PATCH)
+        world.api.request("PATCH", path, {"metadata": {"labels": {label: None}}}, MERGE_PATCH)
+        time.sleep(12)  # two resyncs
+        assert [one for one in world.names("pytorchjobs") if one.startswith(name)] == [f"{name}-1"]
+        status = world.status(name)
+        assert (status["phase"], status["attempts"]["current"]) == ("Running", 1)
+        assert "last" not in status["attempts"]
+        world.edit(name, {"spec": {"runPolicy": {"suspend": True}}})
+        world.reaches(name, "Suspended")
+        assert [one for one in world.names("pytorchjobs") if one.startswith(name)] == []
+        assert ("lost its label" in process.logs()) is (label == "finetune.dev/job")
+    world.delete(f"{jobs()}/{name}")
+    INJECTED.update({"relabelled": 1})
 
 
 def test_a_pod_that_is_deleted_by_hand_costs_no_retry(world: World) -> None:

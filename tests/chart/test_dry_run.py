@@ -58,6 +58,13 @@ def test_the_api_server_takes_every_object(helm: Helm, world: World, values: Any
     assert not [line for line in lines if "arning" in line], lines
 
 
+@pytest.mark.parametrize("release", ["team.models", "2024"])
+def test_it_takes_them_of_releases_with_odd_names(helm: Helm, world: World, release: str) -> None:
+    objects = helm.template({**EVERYTHING, "dashboard": {"enabled": True}}, release=release).objects
+    lines = applied(world, objects)
+    assert len([line for line in lines if line.endswith("serverside-applied (server dry run)")]) == len(objects), lines
+
+
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["none", "everything"])
 def test_its_pods_are_let_into_a_restricted_namespace(helm: Helm, world: World, values: Any) -> None:
     template = helm.template(values).one("Deployment")["spec"]["template"]

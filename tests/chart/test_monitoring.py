@@ -44,6 +44,7 @@ def exported() -> dict[str, set[str]]:
     metrics.count_failure("InfrastructureFailure")
     metrics.observe_reconcile("ok", 0.1)
     metrics.certificate_expires(1.0)
+    metrics.namespace_readable("team-a", False)
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     found: dict[str, set[str]] = {}
     for family in families:

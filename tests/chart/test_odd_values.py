@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -49,6 +51,37 @@ def test_names_of_digits_stay_text(helm: Helm, values: dict[str, Any], tls: dict
         assert [text for text in strings(one) if not isinstance(text, str)] == [], one["kind"]
     assert {one["metadata"]["namespace"] for one in rendered.all("Role")} == {"42", "123", "on"}
     assert {one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in rendered.all("Service")} == {"2024"}
+
+
+DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("team.models", {}, "team-models-finetune-operator"),
+        ("v1.2.finetune-operator", {}, "v1-2-finetune-operator"),
+        ("2024", {}, "r-2024-finetune-operator"),
+        ("4.2", {"nameOverride": "5678"}, "r-4-2-5678"),
+        (f"{'a' * 34}.{'b' * 10}", {}, f"{'a' * 34}-{'b' * 10}-fine"),
+        (f"{'a' * 49}.b", {}, "a" * 49),
+        ("x.y", {"fullnameOverride": "mine"}, "mine"),
+    ],
+    ids=str,
+)
+def test_a_release_may_have_dots_and_begin_with_a_digit(
+    helm: Helm, release: str, values: dict[str, Any], name: str
+) -> None:
+    """Helm allows both, a Service neither."""
+    rendered = helm.template({**EVERYTHING, **values}, release=release)
+    assert rendered.one("Deployment")["metadata"]["name"] == name
+    services = {one["metadata"]["name"] for one in rendered.all("Service")}
+    assert services == {f"{name}-{suffix}" for suffix in ("metrics", "progress", "dashboard")}
+    assert all(DNS_1035.fullmatch(one) for one in services)
+    told = rendered.env()
+    assert urlsplit(told["FINETUNE_TRAINER__PROGRESS_URL"]).hostname == f"{name}-progress.{NAMESPACE}.svc"
+    assert {told["FINETUNE_PROGRESS_SERVICE"], told["FINETUNE_DASHBOARD__SERVICE"]} < services
+    assert {one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in rendered.all("Service")} == {release}
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -135,8 +135,16 @@ async def retries_exhausted() -> Bench:
     return bench
 
 
+async def no_reports() -> Bench:
+    bench = Bench([NEVER_ENDS], settings=REPORTING, spec={"runPolicy": {"stallSeconds": 100}})
+    await bench.run(seconds=200)
+    return bench
+
+
 async def stalled() -> Bench:
     bench = Bench([NEVER_ENDS], settings=REPORTING, spec={"runPolicy": {"stallSeconds": 100, "retries": 0}})
+    await bench.run(seconds=2)
+    bench.cluster.report = ProgressReport(NOW + 2, attempt=1, percent=0)
     await bench.run()
     return bench
 
@@ -182,6 +190,7 @@ _MAKERS: tuple[Callable[[], Awaitable[Bench]], ...] = (
     retry_asked,
     retried,
     retries_exhausted,
+    no_reports,
     stalled,
     deadline,
     refused,

@@ -2,16 +2,17 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Room for the longest suffix within 63 characters. */}}
+{{/* A DNS label, as Services need: a release may have dots in its name and begin with a digit. There is room for the
+     longest suffix within 63 characters. */}}
 {{- define "finetune.fullname" -}}
 {{- $name := include "finetune.name" . }}
+{{- $full := printf "%s-%s" .Release.Name $name }}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- $full = .Values.fullnameOverride }}
 {{- else if contains $name .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- $full = .Release.Name }}
 {{- end }}
+{{- regexReplaceAll "^([0-9])" (replace "." "-" $full) "r-${1}" | trunc 50 | trimAll "-" }}
 {{- end }}
 
 {{/* Of what has no namespace: releases of one name in two namespaces do not share it. */}}

@@ -128,9 +128,11 @@ PLACELESS: dict[str, Placeless] = dict(
         *_all("disable_shuffling", Outcome.HAND, "samples are always shuffled; not carried", _OFF, "dataset"),
         *_all("fp8", Outcome.HAND, "products in FP8 are for method qlora here: quantization.type fp8", _OFF,
               "training"),
-        *_all("use_dft_loss use_asft_loss use_eaft_loss label_smoothing_factor pref_bco_weight ld_alpha"
-              " moe_aux_loss_coef", Outcome.HAND, "this loss is not here; the usual cross-entropy (or that of the "
+        *_all("use_dft_loss use_asft_loss use_eaft_loss label_smoothing_factor pref_bco_weight ld_alpha",
+              Outcome.HAND, "this loss is not here; the usual cross-entropy (or that of the "
               "objective) is taken", _OFF, "training"),
+        *_all("moe_aux_loss_coef", Outcome.HAND, "the model's own config.json decides: set output_router_logits to true"
+              " there, and router_aux_loss_coef", _OFF, "model"),
         *_all("ref_model ref_model_adapters ref_model_quantization_bit", Outcome.HAND,
               "the reference is the model before tuning", at="training"),
         *_all("shift_attn mixture_of_depths rope_scaling train_from_scratch resize_vocab add_tokens"

@@ -8,7 +8,7 @@ from finetune_operator import failures
 from finetune_operator.api.v1alpha1 import AdapterStatus, EvaluationStatus, ResultStatus
 from finetune_operator.constants import Phase, Reason
 from finetune_operator.decide.decision import Decision, Need
-from finetune_operator.decide.following import follow, stall_in
+from finetune_operator.decide.following import follow, stall_in, stall_limit
 from finetune_operator.decide.retries import after, give_up
 from finetune_operator.decide.view import View, child_name
 from finetune_operator.times import rfc3339
@@ -93,5 +93,5 @@ def failed(view: View) -> Decision | None:
         return after(view, failures.unexplained(attempt)) if view.confirmed else Decision(need=Need.CONFIRMATION)
     remaining = stall_in(view)
     if remaining is not None and remaining <= 0:
-        return after(view, failures.stalled(view.pods, view.policy.stall_seconds))
+        return after(view, failures.stalled(view.pods, stall_limit(view), heard=view.was_heard))
     return None

@@ -15,6 +15,8 @@ UNATTENDED_SECONDS = 60.0
 """How long the training operator may take to create the pods of an attempt. It takes a second, where nobody refuses."""
 ATTEMPTS_KEPT = 2
 """PyTorchJobs that are kept, for their pods' logs."""
+UNHEARD = 4
+"""How many times `stallSeconds` a job may be silent that was never heard of: it may train, and its reports be lost."""
 
 
 def follow(view: View) -> Decision:
@@ -23,7 +25,7 @@ def follow(view: View) -> Decision:
     state = replace(view.state, phase=phase, reason=reason, message=message, stopping=False, report=view.report)
     actions = tuple(DeleteAttempt(one) for one in surplus(view, newest=view.current))
     decision = Decision(state, actions)
-    for seconds in (_overdue_in(view), stall_in(view), _blocked_in(view), _stranded_in(view)):
+    for seconds in (_overdue_in(view), _unheard_in(view), stall_in(view), _blocked_in(view), _stranded_in(view)):
         # What is due already was not acted upon, and looking again at once would not change that.
         if seconds is not None and seconds > 0:
             decision = decision.within(seconds)
@@ -37,15 +39,43 @@ def surplus(view: View, *, newest: int) -> tuple[ObservedAttempt, ...]:
 
 def stall_in(view: View) -> float | None:
     """Seconds until the attempt counts as stuck; None while it cannot be told, or does not train yet."""
-    since, report = view.running_since, view.report
-    if since is None or (report is None and not view.reports_expected):
-        return None
-    if view.attempt is None or view.attempt.suspended:
+    since = _silent_since(view)
+    return None if since is None else since + stall_limit(view) - view.now
+
+
+def stall_limit(view: View) -> int:
+    """Seconds of silence after which an attempt counts as stuck."""
+    return view.policy.stall_seconds * (1 if view.was_heard else UNHEARD)
+
+
+def _silent_since(view: View) -> float | None:
+    """When the attempt was last heard of, or began; None while it reports nothing, or does not train yet."""
+    since, report, attempt = view.running_since, view.report, view.attempt
+    if since is None or attempt is None or attempt.suspended or not (report or attempt.reports):
         return None
     # What lies in the future was noted by another clock, or by this one before it was set.
     signs = (since, view.reliable_since, report.received_at if report else 0.0)
-    newest = max((at for at in signs if at <= view.now), default=view.now)
-    return newest + view.policy.stall_seconds - view.now
+    return max((at for at in signs if at <= view.now), default=view.now)
+
+
+def _unheard_in(view: View) -> float | None:
+    """Seconds until it is said that no report of the job has ever arrived; None where one has, or none is to come."""
+    since = _silent_since(view)
+    return None if since is None or view.was_heard else since + view.policy.stall_seconds - view.now
+
+
+def _unheard(view: View) -> tuple[str, str, str] | None:
+    """Phase, reason and message of an attempt that runs and was never heard of for long."""
+    since, remaining = _silent_since(view), _unheard_in(view)
+    if since is None or remaining is None or remaining > 0:
+        return None
+    message = (
+        f"attempt {view.current} runs, but no report of this job has arrived since {rfc3339(since)}: it may train "
+        "while NetworkPolicies keep its pods from the operator's progress port (their log then says `progress was not "
+        "reported`), or hang before its first report. If that stays so it is ended at "
+        f"{rfc3339(since + stall_limit(view))} ({UNHEARD} times spec.runPolicy.stallSeconds, which may be raised now)"
+    )
+    return Phase.RUNNING, Reason.NO_REPORTS, message
 
 
 def _describe(view: View) -> tuple[str, str, str]:
@@ -58,7 +88,7 @@ def _describe(view: View) -> tuple[str, str, str]:
     if view.leaving:
         return _leaving(view)
     if view.running_since is not None or _reported(view):
-        return Phase.RUNNING, Reason.TRAINING, f"attempt {view.current} is training"
+        return _unheard(view) or (Phase.RUNNING, Reason.TRAINING, f"attempt {view.current} is training")
     return _starting(view)
 
 

@@ -44,6 +44,9 @@ def _after_previous(view: View) -> Decision | None:
         name = child_name(view.observed.job.ref.name, view.current + 1)
         message = f"waiting for what an earlier job of this name left as {name} to be deleted"
         return Decision(replace(_waiting(view), reason=Reason.NAME_TAKEN, message=message), requeue_after=_POLL_SECONDS)
+    if attempt is None and view.current and not view.confirmed:
+        # A watch may have lost sight of it. Two attempts would write to the same place.
+        return Decision(need=Need.CONFIRMATION)
     return None
 
 

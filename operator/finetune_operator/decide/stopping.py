@@ -23,13 +23,17 @@ def suspended(view: View) -> Decision | None:
     if view.current == 0:
         return _never_started(view)
     attempt = view.attempt
+    stopped = not any(pod.active and not is_stranded(pod, view.now) for pod in view.pods)
+    begins_or_ends = view.status.phase != Phase.SUSPENDED and (stopped or not view.is_stopping)
+    if attempt is None and begins_or_ends and not view.confirmed:
+        return Decision(need=Need.CONFIRMATION)  # a watch may have lost sight of one that runs
     over = attempt is None or attempt.is_true("Failed")
     if attempt is not None and not over and not attempt.deleting:
         if view.is_stopping or view.needs_attempt:
             return Decision(view.state, (DeleteAttempt(attempt),), requeue_after=_POLL_SECONDS)
         # Said before it is done: a PyTorchJob that is gone then has a reason, also after a crash.
         return Decision(replace(_stopping(view), report=view.report), requeue_after=0.0)
-    if any(pod.active and not is_stranded(pod, view.now) for pod in view.pods):
+    if not stopped:
         return Decision(_stopping(view), requeue_after=_POLL_SECONDS)
     return Decision(_as_suspended(view))
 

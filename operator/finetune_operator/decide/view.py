@@ -28,8 +28,6 @@ class View:
     """Seconds since the epoch."""
     reliable_since: float
     """When this operator started, or its clock was set: of the time before it cannot tell how long it lasted."""
-    reports_expected: bool = True
-    """Whether trainers are told where to report progress; without reports nothing can be said to stall."""
     preparation: Preparation | None = None
     """The spec, checked and planned, once it was asked for."""
     confirmed: bool = False
@@ -161,6 +159,11 @@ class View:
         if report.attempt is None:
             return report if report.received_at >= attempt.created_at else None
         return report if report.attempt == self.current else None
+
+    @property
+    def was_heard(self) -> bool:
+        """Whether a report of the job was ever taken in, of whichever attempt: its pods can reach the operator."""
+        return self.observed.report is not None or self.status.progress is not None
 
     @cached_property
     def running_since(self) -> float | None:

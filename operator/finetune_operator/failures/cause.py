@@ -67,13 +67,25 @@ def _lost(
     ]
 
 
-def stalled(pods: Sequence[ObservedPod], limit: int) -> Failure:
-    """Of an attempt without progress: a lost node where there is one, else the trainer hangs."""
+def stalled(pods: Sequence[ObservedPod], limit: int, *, heard: bool = True) -> Failure:
+    """Of an attempt without progress: a lost node where there is one, else the trainer hangs.
+
+    Args:
+        limit: seconds that it was silent.
+        heard: whether a report of the job has ever arrived; where not, it may be the reports that hang.
+    """
     for pod in pods:
         if is_disrupted(pod):
             return disruption(pod, None)
         if is_silent(pod):
             return node_lost(pod)
+    if not heard:
+        text = (
+            f"no report of this job has ever arrived, in {limit} s (a multiple of spec.runPolicy.stallSeconds): the "
+            "pods' logs show whether it hangs or `progress was not reported`; in that case let the pods reach the "
+            "operator's progress port (NetworkPolicy), or raise spec.runPolicy.stallSeconds"
+        )
+        return Failure(Reason.PROGRESS_STALLED, text, Retry.COUNTED)
     return Failure(
         Reason.PROGRESS_STALLED,
         f"no progress was reported for {limit} s (spec.runPolicy.stallSeconds); the pods' logs show where it hangs",

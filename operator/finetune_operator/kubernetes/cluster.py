@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import httpx2 as httpx
 from lightkube import ApiError, AsyncClient
 from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
+from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
 from finetune_operator import constants as c
@@ -16,8 +18,11 @@ from finetune_operator import errors
 from finetune_operator.cluster import Event, ObjectRef
 from finetune_operator.excerpts import owner_uid
 from finetune_operator.kubernetes.events import EventRecorder
-from finetune_operator.kubernetes.store import Kind, WatchStore
+from finetune_operator.kubernetes.namespaces import ALL, Namespaces
+from finetune_operator.kubernetes.store import Kind, WatchStore, job_of
 from finetune_operator.observed import JobRef, Observed
+
+log = logging.getLogger(__name__)
 
 FineTuneJobs = create_namespaced_resource(c.GROUP, c.VERSION, c.KIND, c.PLURAL)
 PyTorchJobs = create_namespaced_resource("kubeflow.org", "v1", c.PYTORCHJOB_KIND, c.PYTORCHJOB_PLURAL)
@@ -31,7 +36,6 @@ _CREATED: dict[str, Resource] = {"PyTorchJob": PyTorchJobs, "ConfigMap": ConfigM
 _PAGE = 250
 _LIST_PAUSES = (0.2, 1.0, 3.0)
 """Seconds between the tries of a list."""
-ALL_NAMESPACES = "*"
 
 
 class KubernetesCluster:
@@ -47,7 +51,7 @@ class KubernetesCluster:
         """
         self._client: Any = client  # lightkube's overloads leave generic resources out
         self._store = store
-        self._namespaces = tuple(namespaces) or (ALL_NAMESPACES,)
+        self.namespaces = Namespaces(namespaces)
         self._count = count
         self.on_kind_known: Callable[[], None] = lambda: None
         """Called when a kind is there whose CRD was missing before: nobody watches it yet."""
@@ -67,17 +71,37 @@ class KubernetesCluster:
         """List everything anew, in pages, and bring the store up to it; the jobs that a page or a gap concerned.
 
         A PyTorchJob list that fails because the kind is unknown counts as empty: the training operator is not
-        installed, which creating the first PyTorchJob will say.
+        installed, which creating the first PyTorchJob will say. A namespace that is gone or refused is left as it was
+        last seen, and does not keep the others from being listed.
+
+        Raises:
+            ClusterError: a list failed in another way, or in all namespaces.
         """
-        touched: set[JobRef] = set()
-        for kind in _WATCHED:
-            for namespace in self._namespaces:
-                touched |= await self._listed(kind, namespace)
+        touched, refusals = await self._sync(self.namespaces.names)
+        if len(refusals) == len(self.namespaces.names):
+            raise refusals[0]
         return touched
+
+    async def sync_refused(self) -> set[JobRef]:
+        """The same of the namespaces that could not be read the last time."""
+        return (await self._sync(self.namespaces.refused))[0]
+
+    async def _sync(self, namespaces: Sequence[str]) -> tuple[set[JobRef], list[errors.ClusterError]]:
+        touched: set[JobRef] = set()
+        refusals: list[errors.ClusterError] = []
+        for namespace in namespaces:
+            try:
+                for kind in _WATCHED:
+                    touched |= await self._listed(kind, namespace)
+                self.namespaces.admit(namespace)
+            except (errors.Forbidden, errors.NotFound) as error:
+                refusals.append(error)
+                self.namespaces.refuse(namespace, error)
+        return touched, refusals
 
     async def _listed(self, kind: Kind, namespace: str) -> set[JobRef]:
         """A list that is tried again: where there are many pages, one that fails should not cost all of them."""
-        for pause in _LIST_PAUSES:
+        for pause in () if namespace in self.namespaces.refused else _LIST_PAUSES:
             try:
                 return await self._list(kind, namespace)
             except errors.ClusterError as error:
@@ -90,16 +114,17 @@ class KubernetesCluster:
         if kind == c.KIND:
             fields = None if ref is None else {"metadata.name": ref.name}
         else:
-            labels = {c.LABEL_MANAGED_BY: c.MANAGED_BY} if ref is None else {c.LABEL_JOB: ref.name}
+            labels = {c.LABEL_JOB: exists() if ref is None else ref.name}
         touched: set[JobRef] = set()
         names: list[tuple[str, str]] = []
         self._count("list", kind)
+        before = self._store.deletions(kind)
         listing = self._client.list(_WATCHED[kind], namespace=namespace, chunk_size=_PAGE, labels=labels, fields=fields)
         try:
             async for item in listing:
                 meta = item["metadata"]
                 names.append((meta["namespace"], meta["name"]))
-                owner = self._store.put(kind, item)
+                owner = self._store.put(kind, item, read_after=before)
                 if owner is not None:
                     touched.add(owner)
         except httpx.HTTPError as error:
@@ -109,9 +134,23 @@ class KubernetesCluster:
                 return touched
             raise failure from error
         self._is_known(kind)
+        if ref is not None and kind == c.PYTORCHJOB_KIND:
+            names += await self._unlisted(ref, {name for _, name in names})
         version = str(listing.resourceVersion or "0")
-        gone = self._store.forget_unlisted(kind, names, int(version) if version.isdigit() else 0, ref)
+        within = None if namespace == ALL else namespace
+        gone = self._store.forget_unlisted(kind, names, int(version) if version.isdigit() else 0, within, ref)
         return touched | set(gone)
+
+    async def _unlisted(self, ref: JobRef, listed: Set[str]) -> list[tuple[str, str]]:
+        """Attempts of a job that are there without the label by which they are listed: none is gone before its name was
+        looked for, or another one would run beside it."""
+        found = []
+        for name in sorted(self._store.attempt_names(ref) - listed):
+            there = await self._get(c.PYTORCHJOB_KIND, ref.namespace, name)
+            if there is not None and job_of("PyTorchJob", there) == ref:
+                log.warning("PyTorchJob %s/%s has lost its label %s; put it back", ref.namespace, name, c.LABEL_JOB)
+                found.append((ref.namespace, name))
+        return found
 
     async def create(self, manifest: dict[str, Any]) -> None:
         """Create a child and take the answer into the store, so that the next look sees it."""
@@ -137,6 +176,7 @@ class KubernetesCluster:
     async def _get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """A child as it is now; None when there is none of this name."""
         self._count("get", kind)
+        before = self._store.deletions("PyTorchJob")
         what = f"get {kind} {namespace}/{name}"
         try:
             found: dict[str, Any] = await self._client.get(_CREATED[kind], name, namespace=namespace)
@@ -146,11 +186,11 @@ class KubernetesCluster:
                 return None
             raise failure from error
         if kind == c.PYTORCHJOB_KIND:
-            self._store.put("PyTorchJob", found)
+            self._store.put("PyTorchJob", found, read_after=before)
         return found
 
     async def refresh(self, ref: JobRef) -> None:
-        """List a job's children anew."""
+        """List a job's children anew, and look for attempts that are not listed by their names."""
         await self._list("PyTorchJob", ref.namespace, ref)
         await self._list("Pod", ref.namespace, ref)
 

@@ -12,7 +12,8 @@ import httpx2 as httpx
 from lightkube import Client
 
 from finetune_operator.errors import FinetuneError
-from finetune_operator.kubernetes.cluster import ALL_NAMESPACES, FineTuneJobs
+from finetune_operator.kubernetes.cluster import FineTuneJobs
+from finetune_operator.kubernetes.namespaces import ALL
 from finetune_operator.settings import Settings
 
 PROBES = ("/healthz", "/readyz")
@@ -32,7 +33,7 @@ def check(url: str, client: Client, namespaces: tuple[str, ...], *, patience: fl
             if time.monotonic() > deadline:
                 raise FinetuneError(f"the operator does not answer as it should: {trouble}")
             time.sleep(_PAUSE_SECONDS)
-    for namespace in namespaces or (ALL_NAMESPACES,):
+    for namespace in namespaces or (ALL,):
         try:
             next(iter(client.list(FineTuneJobs, namespace=namespace, chunk_size=1)), None)
         except httpx.HTTPError as error:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from finetune_operator import constants as c
 from finetune_operator.errors import AttemptEnded
-from finetune_operator.excerpts import observed_attempt, observed_job, observed_pod
+from finetune_operator.excerpts import observed_attempt, observed_job, observed_pod, owner_name
 from finetune_operator.observed import JobRef, Observed, ObservedAttempt, ObservedJob, ObservedPod, ProgressReport
 
 Kind = Literal["FineTuneJob", "PyTorchJob", "Pod"]
@@ -35,27 +35,43 @@ class _Table(Generic[T]):
 
     def __init__(self) -> None:
         self._rows: dict[JobRef, dict[str, tuple[int, T]]] = {}
-        # What was deleted lately: an answer to a call of ours may come after the event that says so.
-        self._deleted: OrderedDict[tuple[JobRef, str], int] = OrderedDict()
+        # What was deleted lately, at which version, and by how many deletions before: an answer to a call of ours may
+        # come after the event that says so.
+        self._deleted: OrderedDict[tuple[JobRef, str], tuple[int, int]] = OrderedDict()
+        self.deletions = 0
+        """How many there have been."""
 
-    def is_news(self, ref: JobRef, name: str, version: int) -> bool:
-        """Whether neither a row of this version is known nor anything newer, be it a deletion."""
+    def is_news(self, ref: JobRef, name: str, version: int, read_after: int | None = None) -> bool:
+        """Whether neither a row of this version is known nor anything newer, be it a deletion.
+
+        A watch with a selector tells of an object that no longer matches as if it were deleted, with the version that
+        it has: a real deletion has a version of its own. A list with a selector leaves such an object out, whatever its
+        version. So what is read (not watched) overrides deletions of the same version, and those that were known before
+        it was asked for.
+
+        Args:
+            read_after: `deletions` as it was when it was asked for; None for an event.
+        """
         known = self._rows.get(ref, {}).get(name)
-        return (known is None or known[0] < version) and self._deleted.get((ref, name), -1) < version
+        gone, turn = self._deleted.get((ref, name), (-1, 0))
+        is_there = read_after is not None and (gone == version or turn <= read_after)
+        return (known is None or known[0] < version) and (gone < version or is_there)
 
     def put(self, ref: JobRef, name: str, version: int, row: T) -> None:
         """Keep a row."""
+        self._deleted.pop((ref, name), None)
         self._rows.setdefault(ref, {})[name] = (version, row)
 
     def drop(self, ref: JobRef, name: str, version: int) -> bool:
-        """Forget a row that was deleted at a version; says whether it was there.
+        """Forget a row that was deleted at a version, or no longer matches a selector; says whether it was there.
 
         A newer one stays: another object of this name, of which events come by another way.
         """
         known = self._rows.get(ref, {}).get(name)
         if known is not None and known[0] > version:
             return False
-        self._deleted[ref, name] = version
+        self.deletions += 1
+        self._deleted[ref, name] = (version, self.deletions)
         self._deleted.move_to_end((ref, name))
         if len(self._deleted) > _DELETIONS_KEPT:
             self._deleted.popitem(last=False)
@@ -94,19 +110,30 @@ class WatchStore:
         # UIDs of attempts that are gone, with those of their jobs: their pods may outlive them by a grace period.
         self._ended: OrderedDict[str, str] = OrderedDict()
 
-    def put(self, kind: Kind, manifest: Manifest) -> JobRef | None:
+    def deletions(self, kind: Kind) -> int:
+        """A number to give to `put` with what is read from now on."""
+        return self._table(kind).deletions
+
+    def put(self, kind: Kind, manifest: Manifest, *, read_after: int | None = None) -> JobRef | None:
         """Take in an object as the API server sent it; the job that it tells something new about, or None.
 
         A watch tells of our own writes, too, whose answers have been taken in already.
+
+        Args:
+            read_after: what `deletions` said before it was read; None when a watch tells of it, or the answer to a
+                write.
         """
         ref = job_of(kind, manifest)
         if ref is None:
             return None
         name, version = manifest["metadata"]["name"], _version(manifest)
         table = self._table(kind)
-        if not table.is_news(ref, name, version):
+        if not table.is_news(ref, name, version, read_after):
             return None
-        table.put(ref, name, version, _EXCERPT[kind](manifest))
+        row = _EXCERPT[kind](manifest)
+        table.put(ref, name, version, row)
+        if kind == c.PYTORCHJOB_KIND:
+            self._ended.pop(row.uid, None)
         if kind == "Pod":
             self._pod_owners[ref.namespace, name] = ref
         return ref
@@ -134,13 +161,19 @@ class WatchStore:
             self._pod_owners.pop((ref.namespace, name), None)
 
     def forget_unlisted(
-        self, kind: Kind, listed: Iterable[tuple[str, str]], version: int, ref: JobRef | None = None
+        self,
+        kind: Kind,
+        listed: Iterable[tuple[str, str]],
+        version: int,
+        namespace: str | None = None,
+        ref: JobRef | None = None,
     ) -> list[JobRef]:
         """Drop what a complete list at `version` no longer contains; the jobs concerned.
 
         Args:
             listed: (namespace, name) of every object in the list.
             version: resource version of the list; rows that are newer than it stay.
+            namespace: the list was of one namespace only.
             ref: the list was of one job's objects only.
         """
         present = set(listed)
@@ -148,7 +181,10 @@ class WatchStore:
         gone = [
             (owner, name)
             for owner, name, seen in table.names()
-            if seen <= version and (owner.namespace, name) not in present and ref in (None, owner)
+            if seen <= version
+            and (owner.namespace, name) not in present
+            and namespace in (None, owner.namespace)
+            and ref in (None, owner)
         ]
         for owner, name in gone:
             self._forget(kind, owner, name, version)
@@ -167,6 +203,13 @@ class WatchStore:
     def job(self, ref: JobRef) -> ObservedJob | None:
         """The job alone."""
         return next(iter(self._jobs.of(ref)), None)
+
+    def attempt_names(self, ref: JobRef) -> set[str]:
+        """Names of the PyTorchJobs that are known of a job, and of the one that its status says is the newest."""
+        job, names = self.job(ref), {one.name for one in self._attempts.of(ref)}
+        attempts = job.status.get("attempts") if job is not None else None
+        current = attempts.get("current") if isinstance(attempts, Mapping) else None
+        return names | ({f"{ref.name}-{current}"} if isinstance(current, int) and current > 0 else set())
 
     def pods(self, ref: JobRef) -> tuple[ObservedPod, ...]:
         """Its pods alone."""
@@ -201,9 +244,11 @@ class WatchStore:
 
 
 def job_of(kind: Kind, manifest: Manifest) -> JobRef | None:
-    """The job that an object belongs to, by its label (children) or its own name."""
+    """The job that an object belongs to: itself, the one that controls it, or the one that its label names (pods, and
+    what somebody else made). Labels may be changed while an attempt runs; who controls it stays."""
     meta = manifest.get("metadata") or {}
-    name = meta.get("name") if kind == c.KIND else (meta.get("labels") or {}).get(c.LABEL_JOB)
+    owner = owner_name(manifest) if kind == c.PYTORCHJOB_KIND else ""
+    name = meta.get("name") if kind == c.KIND else owner or (meta.get("labels") or {}).get(c.LABEL_JOB)
     return JobRef(meta.get("namespace") or "default", name) if name and meta.get("name") else None
 
 

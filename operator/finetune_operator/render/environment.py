@@ -40,7 +40,7 @@ def _progress(attempt: Attempt) -> list[dict[str, Any]]:
     defaults = attempt.defaults
     if defaults.progress_url is None:
         return []
-    values = {"KUBEFLOW_TRAINER_SERVER_URL": defaults.progress_url}
+    values = {c.PROGRESS_URL_VARIABLE: defaults.progress_url}
     if defaults.progress_ca_config_map:
         values["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = PROGRESS_CA
     elif attempt.hands_out_ca:

@@ -234,6 +234,22 @@ def test_the_pods_of_the_attempt_before_are_waited_for_but_not_for_ever() -> Non
             assert "waiting for the pods of attempt 1" in state_of(decision).message
 
 
+@pytest.mark.parametrize("suspend", [True, False])
+@pytest.mark.parametrize("phase", [Phase.RESTARTING, Phase.RUNNING])
+def test_an_attempt_out_of_sight_is_looked_for_before_another_one_is_made(phase: str, suspend: bool) -> None:
+    """A watch loses sight of what is relabelled, and two attempts would write to the same place."""
+    known = status(phase, next_attempt_at=rfc3339(NOW - 60))
+    job = observed_job(status=known, runPolicy={"suspend": suspend})
+    unseen = replace(view_of(known, observed(job)), confirmed=False)
+    assert decide(unseen).need is Need.CONFIRMATION
+    found = conclude(replace(unseen, observed=observed(job, attempt(1, "Running")), confirmed=True))
+    assert not any(isinstance(action, CreateAttempt) for action in found.actions)
+    gone = conclude(replace(unseen, confirmed=True))
+    assert any(isinstance(action, CreateAttempt) for action in gone.actions) is (
+        phase == Phase.RESTARTING and not suspend
+    )
+
+
 def test_a_lost_node_is_named_while_its_pods_are_waited_for() -> None:
     known = status(Phase.RESTARTING, next_attempt_at=rfc3339(NOW))
     lost = pod("master", container(), deleting=True, gone_by=NOW - 60)

@@ -32,7 +32,7 @@ async def test_silence_counts_from_when_a_replica_takes_over(monkeypatch: pytest
     monkeypatch.setattr(main, "WallClock", wall_clock)
     monkeypatch.setattr(main, "first_to_end", ended)
     operator = main.Operator(Settings(), object.__new__(AsyncClient))
-    monkeypatch.setattr(operator, "_first_sync", synced)
+    monkeypatch.setattr(operator._syncing, "first", synced)
     (clock,) = made
     time.now += 10 * 86_400
     await operator._lead()

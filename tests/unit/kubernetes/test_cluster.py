@@ -10,6 +10,7 @@ import pytest
 from lightkube import ApiError, AsyncClient
 
 from finetune_operator import constants as c
+from finetune_operator import handlers
 from finetune_operator.cluster import ObjectRef
 from finetune_operator.errors import ClusterError
 from finetune_operator.kubernetes.cluster import KubernetesCluster
@@ -38,11 +39,22 @@ class Client:
         self.items = items
         self.deletes = deletes
         self.asked: dict[str, Any] = {}
+        self.named: dict[str, dict[str, Any]] = {}
+        """What is there beside what is listed."""
+        self.got: list[str] = []
         self._client = self
 
     def list(self, resource: Any, **asked: Any) -> Listing:
         self.asked = asked
         return Listing(*self.items)
+
+    async def get(self, resource: Any, name: str, *, namespace: str) -> dict[str, Any]:
+        self.got.append(name)
+        if name not in self.named:
+            request = httpx.Request("GET", "https://server/it")
+            answer = httpx.Response(404, json={"code": 404, "message": "no"}, request=request)
+            raise ApiError(request=request, response=answer)
+        return self.named[name]
 
     def prepare_request(self, *_: Any, **__: Any) -> Any:
         return httpx.Request("DELETE", "https://server/it")
@@ -77,6 +89,51 @@ async def test_a_job_is_read_anew_and_no_other(items: tuple[dict[str, Any], ...]
     assert store.job(JobRef("team", "other")) is not None
     asked = client.asked
     assert (asked["namespace"], asked["fields"], asked["labels"]) == ("team", {"metadata.name": "tune"}, None)
+
+
+def attempt(version: int, **labels: str) -> dict[str, Any]:
+    owner = {"apiVersion": c.API_VERSION, "kind": c.KIND, "name": "tune", "uid": "u1", "controller": True}
+    meta = {"name": "tune-1", "namespace": "team", "uid": "a1", "resourceVersion": str(version)}
+    return {"metadata": {**meta, "labels": labels, "ownerReferences": [owner]}}
+
+
+LABELLED = {c.LABEL_JOB: "tune", c.LABEL_ATTEMPT: "1"}
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "of the status"])
+async def test_an_attempt_is_not_gone_before_it_was_looked_for_by_its_name(
+    is_known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, client = WatchStore(), Client()
+    client.named = {"tune-1": attempt(9)}
+    store.put("FineTuneJob", job(5) | ({} if is_known else {"status": {"attempts": {"current": 1}}}))
+    if is_known:
+        store.put("PyTorchJob", attempt(6, **LABELLED))
+        store.drop("PyTorchJob", attempt(9))
+        store.put("PyTorchJob", attempt(6, **LABELLED), read_after=store.deletions("PyTorchJob"))
+    await cluster_of(client, store).refresh(REF)
+    observed = store.observe(REF)
+    assert observed is not None
+    assert [(one.number, one.owner_uid) for one in observed.attempts] == [(1, "u1")]
+    assert client.got == ["tune-1"]
+    assert "tune-1 has lost its label finetune.dev/job" in caplog.text
+
+
+async def test_an_attempt_that_is_there_is_not_looked_for_and_one_that_is_gone_is_gone() -> None:
+    store, client = WatchStore(), Client(attempt(9, **LABELLED))
+    store.put("FineTuneJob", job(5) | {"status": {"attempts": {"current": 1}}})
+    await cluster_of(client, store).refresh(REF)
+    assert client.got == []
+    client.items = ()
+    await cluster_of(client, store).refresh(REF)
+    observed = store.observe(REF)
+    assert (client.got, observed and observed.attempts) == (["tune-1"], ())
+
+
+async def test_children_are_listed_by_a_label_of_ours() -> None:
+    client = Client()
+    await cluster_of(client, WatchStore()).sync()
+    assert client.asked["labels"].keys() == {c.LABEL_JOB} == {handlers.CHILDREN}
 
 
 @pytest.mark.parametrize(("status", "was_there"), [(200, True), (404, False), (409, False)])

@@ -80,6 +80,48 @@ def test_an_answer_that_comes_after_the_deletion_brings_nothing_back(version: in
     assert (store.job(REF) is not None) is is_back
 
 
+def attempts_of(store: WatchStore) -> list[str]:
+    observed = store.observe(REF)
+    assert observed is not None
+    return [one.name for one in observed.attempts]
+
+
+def test_what_a_selector_leaves_out_is_there_when_it_is_read() -> None:
+    """A watch with a selector calls an object deleted that no longer matches, at the version that it has."""
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("PyTorchJob", child("PyTorchJob", "tune-1", 5))
+    before = store.deletions("PyTorchJob")
+    assert store.drop("PyTorchJob", child("PyTorchJob", "tune-1", 7)) == REF
+    assert store.put("PyTorchJob", child("PyTorchJob", "tune-1", 7)) is None, "an event of that version is none"
+    assert attempts_of(store) == []
+    assert store.put("PyTorchJob", child("PyTorchJob", "tune-1", 7), read_after=before) == REF
+    assert attempts_of(store) == ["tune-1"]
+
+
+def test_what_a_list_leaves_out_is_there_when_it_is_read_later() -> None:
+    store = WatchStore()
+    store.put("FineTuneJob", job(1))
+    store.put("PyTorchJob", child("PyTorchJob", "tune-1", 5))
+    before = store.deletions("PyTorchJob")
+    assert store.forget_unlisted("PyTorchJob", [], version=50) == [REF]
+    assert store.put("PyTorchJob", child("PyTorchJob", "tune-1", 7), read_after=before) is None, "read before the list"
+    assert store.put("PyTorchJob", child("PyTorchJob", "tune-1", 7), read_after=store.deletions("PyTorchJob")) == REF
+    store.put("PyTorchJob", child("PyTorchJob", "tune-1", 8))
+    assert store.drop("PyTorchJob", child("PyTorchJob", "tune-1", 60)) == REF
+    assert attempts_of(store) == []
+
+
+def test_an_attempt_belongs_to_the_job_that_controls_it_whatever_its_labels_say() -> None:
+    for labels in ({}, {c.LABEL_JOB: "other", c.LABEL_ATTEMPT: "none"}):
+        store = WatchStore()
+        store.put("FineTuneJob", job(1))
+        relabelled = child("PyTorchJob", "tune-3", 5, labels=labels, **owned_by("FineTuneJob", "u1"))
+        assert store.put("PyTorchJob", relabelled) == REF
+        observed = store.observe(REF)
+        assert observed is not None and [one.number for one in observed.attempts] == [3]
+
+
 def test_not_every_deletion_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_operator.kubernetes.store._DELETIONS_KEPT", 2)
     store = WatchStore()
@@ -167,7 +209,7 @@ def test_objects_of_nobody_are_ignored(kind: Any, manifest: dict[str, Any]) -> N
 
 def owned_by(kind: str, uid: str) -> dict[str, Any]:
     version = {"FineTuneJob": c.API_VERSION, "PyTorchJob": c.PYTORCHJOB_API_VERSION}[kind]
-    return {"ownerReferences": [{"apiVersion": version, "kind": kind, "name": "x", "uid": uid, "controller": True}]}
+    return {"ownerReferences": [{"apiVersion": version, "kind": kind, "name": "tune", "uid": uid, "controller": True}]}
 
 
 def pod_of(attempt_uid: str) -> dict[str, Any]:
@@ -203,6 +245,9 @@ def test_the_pod_of_an_attempt_that_is_gone_is_told_so() -> None:
     store.drop("PyTorchJob", child("PyTorchJob", "tune-1", 7))
     with pytest.raises(AttemptEnded, match="team/tune no longer follows it"):
         store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0")
+    store.put("PyTorchJob", attempt_of("u1"), read_after=store.deletions("PyTorchJob"))
+    assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") == (REF, 1), "it was there all the time"
+    store.drop("PyTorchJob", child("PyTorchJob", "tune-1", 8))
     # Another job of the name has nothing to do with it.
     store.put("FineTuneJob", {**job(9), "metadata": {**job(9)["metadata"], "uid": "u2"}})
     assert store.owner_of_pod("team", "tune-1-master-0", "uid-tune-1-master-0") is None

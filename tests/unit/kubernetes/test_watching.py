@@ -71,7 +71,7 @@ async def test_watches_that_end_begin_again(
     fake = Kopf(*ends)
     monkeypatch.setattr(kopf, "operator", fake)
     bystander = asyncio.create_task(asyncio.sleep(3600))
-    running = asyncio.create_task(Watching(lambda *event: seen.append(event), ()).run())
+    running = asyncio.create_task(Watching(lambda *event: seen.append(event), lambda: ()).run())
     await until(lambda: fake.starts == len(ends) + 1 and len(seen) == len(ends) + 1)
     assert fake.loop is not asyncio.get_running_loop()
     assert caplog.text.count("the watches ended") == len(ends)
@@ -84,7 +84,7 @@ async def test_watches_that_end_begin_again(
 async def test_a_new_kind_starts_them_anew(seen: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Kopf()
     monkeypatch.setattr(kopf, "operator", fake)
-    watches = Watching(lambda *event: seen.append(event), ("team",))
+    watches = Watching(lambda *event: seen.append(event), lambda: ("team",))
     running = asyncio.create_task(watches.run())
     await until(lambda: fake.starts == 1)
     watches.start_anew()
@@ -98,7 +98,7 @@ async def test_being_cancelled_ends_kopf(seen: list[Any], monkeypatch: pytest.Mo
     fake = Kopf()
     monkeypatch.setattr(kopf, "operator", fake)
     monkeypatch.setattr(watching, "_END_SECONDS", 60.0)
-    running = asyncio.create_task(Watching(lambda *event: seen.append(event), ()).run())
+    running = asyncio.create_task(Watching(lambda *event: seen.append(event), lambda: ()).run())
     await until(lambda: fake.running == 1)
     running.cancel()
     async with asyncio.timeout(30):
@@ -112,7 +112,7 @@ async def test_the_end_does_not_wait_for_other_threads(seen: list[Any], monkeypa
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     free = threading.Event()
     busy = asyncio.create_task(asyncio.to_thread(free.wait, 30))
-    running = asyncio.create_task(Watching(lambda *event: seen.append(event), ()).run())
+    running = asyncio.create_task(Watching(lambda *event: seen.append(event), lambda: ()).run())
     await until(lambda: fake.running == 1)
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=3)
@@ -135,7 +135,7 @@ async def test_what_comes_too_late_is_left(seen: list[Any], monkeypatch: pytest.
     monkeypatch.setattr(watching.handlers, "registry", registry)
     monkeypatch.setattr(kopf, "operator", hangs)
     monkeypatch.setattr(watching, "_END_SECONDS", 0.1)
-    running = asyncio.create_task(Watching(lambda *event: seen.append(event), ()).run())
+    running = asyncio.create_task(Watching(lambda *event: seen.append(event), lambda: ()).run())
     await until(lambda: bool(sinks))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -154,7 +154,7 @@ async def test_a_callback_that_fails_is_told_in_a_line(
         await stop_flag.wait()
 
     monkeypatch.setattr(kopf, "operator", operator)
-    running = asyncio.create_task(Watching(lambda *event: seen.append(event), ()).run())
+    running = asyncio.create_task(Watching(lambda *event: seen.append(event), lambda: ()).run())
     await until(lambda: "a callback of kopf's failed" in caplog.text)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -170,4 +170,4 @@ async def test_a_defect_is_not_hidden(seen: list[Any], monkeypatch: pytest.Monke
 
     monkeypatch.setattr(kopf, "operator", Kopf(defect))
     with pytest.raises(ZeroDivisionError):
-        await Watching(lambda *event: None, ()).run()
+        await Watching(lambda *event: None, lambda: ()).run()

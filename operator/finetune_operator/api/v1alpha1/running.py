@@ -133,7 +133,8 @@ class RunPolicy(ApiModel):
     active_deadline_seconds: int | None = Field(default=None, ge=1)
     """Fail the job when it has not finished so many seconds after it first started."""
     stall_seconds: int = Field(default=1800, ge=30, le=604_800)
-    """Seconds without progress after which an attempt counts as stuck."""
+    """Seconds without a report of progress after which an attempt counts as stuck. A job of which no report has ever
+    arrived has four times as long: it may train, and its reports be held up on the way."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
     """Seconds after which a finished job's children (never the job, nor its results) are deleted."""
 
